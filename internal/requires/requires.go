@@ -1,0 +1,37 @@
+// Package requires lets a test say what it needs from the machine. On a lesser
+// machine the test is skipped with the reason; with CI=true in the environment
+// a missing requirement fails it, so that no skip counts as a pass.
+package requires
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// Tool skips the test unless every program named is on PATH.
+func Tool(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			Missing(t, "program "+name+" (install it with: make deps)")
+		}
+	}
+}
+
+// Root skips the test unless it runs as root.
+func Root(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Missing(t, "root")
+	}
+}
+
+// Missing skips the test because of what is missing, or fails it under CI.
+func Missing(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("requires %s", what)
+	}
+	t.Skipf("requires %s", what)
+}
