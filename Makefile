@@ -1,0 +1,65 @@
+# Sendense. `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO     ?= go
+TOOL   := $(GO) tool -modfile=internal/tools/go.mod
+PKGS   := ./...
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# What the product, its tests and the demo need of Debian 12.
+DEBIAN := gcc libc6-dev make pkg-config libnbd-dev libnbd-bin python3-libnbd \
+	qemu-utils qemu-system-x86 qemu-block-extra seabios ipxe-qemu \
+	nbdkit nbd-client fio libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients \
+	mmdebstrap e2fsprogs util-linux lvm2 zstd cpio b3sum
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+deps: ## Install the Debian packages that building, testing and the demo need
+	@missing=""; for p in $(DEBIAN); do \
+	  dpkg-query -W -f='$${db:Status-Status}\n' $$p 2>/dev/null | grep -qx installed || missing+=" $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$sudo apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+
+build: deps ## Build the three binaries into bin/
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+test: deps lint ## Lint, then every test with the real components
+	$(GO) test -timeout 20m $(PKGS)
+	cd third_party/libnbd && $(GO) test -timeout 5m ./...
+
+race: deps ## Every test under the race detector, the server's with one and four threads
+	$(GO) test -race -timeout 40m $(PKGS)
+	GOMAXPROCS=1 $(GO) test -race -timeout 20m ./nbdserver/...
+	GOMAXPROCS=4 $(GO) test -race -timeout 20m ./nbdserver/...
+
+lint: deps ## gofmt, vet, staticcheck, revive, errcheck, forbidigo
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$bad" ] || { echo "gofmt: $$bad"; exit 1; }
+	$(GO) vet $(PKGS)
+	$(TOOL) staticcheck $(PKGS)
+	$(TOOL) revive -config .revive.toml -set_exit_status $(PKGS)
+	$(TOOL) errcheck -exclude .errcheck $(PKGS)
+	$(TOOL) forbidigo -tests=false '^time\.Now$$' $(PKGS)
+
+FUZZTIME ?= 30s
+fuzz: ## Run every fuzz target for FUZZTIME (30s)
+	@for pkg in $$($(GO) list $(PKGS)); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+bench: build ## Measure beside qemu-nbd, nbdkit and qemu-img; prints the table of docs/PERFORMANCE.md
+	$(GO) run ./internal/bench
+
+demo: build ## Boot a real guest, protect it while it runs, verify and export every point
+	$(GO) run ./internal/demo
+
+clean: ## Remove what was built, the cached guest included
+	rm -rf bin build
+
+.PHONY: help deps build test race lint fuzz bench demo clean
