@@ -1,0 +1,64 @@
+#!/bin/sh
+# Runs libvirtd in the mount and PID namespaces that this shell is the first
+# process of. $1 is the folder that stands in for libvirt's own folders, $2 the
+# accelerator, $3 a folder for what libvirt found out about QEMU. Ends when stdin
+# does; the kernel then kills whatever is left in the PID namespace, machines
+# included.
+set -eu
+dir=$1
+mount --make-rprivate /
+mount -t proc proc /proc
+for name in /etc /var/lib /var/log; do
+	mkdir -p "$dir/${name##*/}" "$name/libvirt"
+	mount --bind "$dir/${name##*/}" "$name/libvirt"
+done
+mkdir -p "$3" /var/cache/libvirt
+mount --bind "$3" /var/cache/libvirt
+# The folder itself may lie under /run, so that one is hidden last and the
+# folder's own is held open across that.
+mkdir -p "$dir/run"
+cd "$dir/run"
+mount -t tmpfs -o mode=755 run /run
+mkdir -p /run/libvirt
+mount --bind . /run/libvirt
+cd /
+# A KVM that boots nothing must not be tried either.
+[ "$2" = kvm ] || [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
+
+cat >/etc/libvirt/qemu.conf <<'CONF'
+user = "root"
+group = "root"
+security_driver = "none"
+dynamic_ownership = 0
+remember_owner = 0
+namespaces = []
+cgroup_controllers = []
+stdio_handler = "file"
+CONF
+cat >/etc/libvirt/libvirtd.conf <<'CONF'
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_group = "root"
+unix_sock_rw_perms = "0600"
+log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
+CONF
+# The driver looks up its default user and group even where it is told others.
+for file in passwd group; do
+	grep -v '^libvirt-qemu:' "/etc/$file" >"$dir/etc/$file"
+done
+echo 'libvirt-qemu:x:64055:64055::/:/bin/false' >>"$dir/etc/passwd"
+echo 'libvirt-qemu:x:64055:' >>"$dir/etc/group"
+mount --bind "$dir/etc/passwd" /etc/passwd
+mount --bind "$dir/etc/group" /etc/group
+# Only the QEMU driver: those of networks and the like would act on the machine.
+mkdir "$dir/drivers"
+for so in /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so; do
+	ln -s "$so" "$dir/drivers/"
+done
+export LIBVIRT_DRIVER_DIR="$dir/drivers"
+
+exec 3<&0
+libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /run/libvirt/libvirtd.pid &
+daemon=$!
+{ cat <&3 >/dev/null; kill "$daemon"; } &
+wait "$daemon"
