@@ -22,8 +22,19 @@ mount -t tmpfs -o mode=755 run /run
 mkdir -p /run/libvirt
 mount --bind . /run/libvirt
 cd /
-# A KVM that boots nothing must not be tried either.
-[ "$2" = kvm ] || [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
+# Without KVM there is no device for it either: libvirt looks on every call, and
+# does not trust what it found out about QEMU where that contradicts the device.
+if [ "$2" != kvm ] && [ -e /dev/kvm ]; then
+	mkdir "$dir/dev"
+	mount -t tmpfs -o mode=755 dev "$dir/dev"
+	cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty "$dir/dev"
+	mkdir "$dir/dev/pts" "$dir/dev/shm"
+	mount --rbind /dev/pts "$dir/dev/pts"
+	mount --rbind /dev/shm "$dir/dev/shm"
+	ln -s pts/ptmx "$dir/dev/ptmx"
+	ln -s /proc/self/fd "$dir/dev/fd"
+	mount --move "$dir/dev" /dev
+fi
 
 cat >/etc/libvirt/qemu.conf <<'CONF'
 user = "root"
