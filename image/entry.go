@@ -24,7 +24,9 @@ const (
 )
 
 // decodeEntry classifies a standard (not extended) L2 entry of a file of the
-// given version. host is the host offset, for normal and zeroAlloc.
+// given version. host is the host offset, for normal and zeroAlloc. With an
+// external data file host offset 0 is valid and marked by entryCopied: see
+// [File.piece].
 func decodeEntry(e uint64, version uint32) (kind clusterKind, host int64) {
 	if e&entryCompressed != 0 {
 		return compressed, 0
@@ -64,13 +66,15 @@ const subclusters = 32
 
 // decodeSubclusters classifies the subclusters of an extended L2 entry from
 // index first on: kind holds for n of them. bitmap is the entry's second word.
+// QEMU ignores a set zero flag of the first word here; the format forbids it.
 func decodeSubclusters(e, bitmap uint64, first int) (kind clusterKind, n int) {
 	if e&entryCompressed != 0 {
 		return compressed, subclusters - first
 	}
 	alloc, zero := uint32(bitmap), uint32(bitmap>>32)
 	host := int64(e & entryOffset)
-	if alloc&zero != 0 || e&entryZero != 0 || alloc != 0 && host == 0 {
+	noHost := host == 0 && e&entryCopied == 0 // offset 0 is valid in an external data file
+	if alloc&zero != 0 || e&entryZero != 0 || alloc != 0 && noHost {
 		return invalidEntry, subclusters - first
 	}
 	a, z := alloc>>first, zero>>first

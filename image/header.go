@@ -21,6 +21,10 @@ const (
 	maxSnapshots    = 65536
 )
 
+// maxHeaderArea bounds the header with its extensions and the backing file's
+// name. QEMU allows a whole cluster; files in use take less than 1 KiB.
+const maxHeaderArea = 64 << 10
+
 const (
 	magic            = 0x514649fb // "QFI\xfb"
 	headerLengthV2   = 72
@@ -98,6 +102,7 @@ type Header struct {
 	Autoclear             uint64
 	RefcountOrder         uint32 // a refcount has 1<<order bits; 0 to 6
 	Compression           Compression
+	Unknown               []byte      // additional fields behind compression_type, kept as they are
 	BackingFile           string      // "" for none
 	Extensions            []Extension // all but the end marker, in file order
 }
@@ -165,31 +170,75 @@ func (h *Header) l1Needed() int64 {
 }
 
 // ReadHeader parses the header at the start of r. It trusts nothing: every
-// length is checked before memory is taken for it.
+// length is checked before memory is taken for it. The error wraps ErrNotQCOW2,
+// ErrCorrupt or ErrUnsupported where the file is the cause.
 func ReadHeader(r io.ReaderAt) (*Header, error) {
-	var fixed [headerLengthType]byte
-	n, err := r.ReadAt(fixed[:], 0)
+	b := make([]byte, 4<<10) // holds the whole of nearly every header
+	n, err := r.ReadAt(b, 0)
 	if err != nil && err != io.EOF {
 		return nil, fmt.Errorf("read header: %w", err)
 	}
-	if n < 8 || binary.BigEndian.Uint32(fixed[:]) != magic {
+	b = b[:n]
+	if n < 8 || binary.BigEndian.Uint32(b) != magic {
 		return nil, ErrNotQCOW2
 	}
-	h := &Header{Version: binary.BigEndian.Uint32(fixed[4:])}
+	h := &Header{Version: binary.BigEndian.Uint32(b[4:])}
 	if h.Version != 2 && h.Version != 3 {
 		return nil, fmt.Errorf("%w: version %d (2 and 3 are)", ErrUnsupported, h.Version)
 	}
 	if n < headerLengthV2 || h.Version == 3 && n < headerLengthV3 {
 		return nil, corrupt("header ends after %d bytes", n)
 	}
-	length := h.decodeFixed(fixed[:n])
+	length := h.decodeFixed(b)
+	if h.ClusterBits < minClusterBits || h.ClusterBits > maxClusterBits {
+		return nil, corrupt("cluster_bits is %d, outside %d to %d", h.ClusterBits, minClusterBits, maxClusterBits)
+	}
+	if length < headerLengthV2 || h.Version == 3 && (length < headerLengthV3 || length%8 != 0) ||
+		length > min(h.ClusterSize(), maxHeaderArea) {
+		return nil, corrupt("header_length is %d", length)
+	}
+	if int64(n) == 4<<10 && h.ClusterSize() > 4<<10 {
+		if b, err = h.wholeArea(r, b, length); err != nil {
+			return nil, err
+		}
+	}
+	b = b[:min(int64(len(b)), h.ClusterSize())]
+	if int64(len(b)) < length {
+		return nil, corrupt("header of %d bytes ends after %d", length, len(b))
+	}
+	extErr := h.readVariable(b, length)
+	// A feature that we do not know may change the rest of the header: it is
+	// named first.
 	if err := h.validate(); err != nil {
 		return nil, err
 	}
-	if err := h.readExtensions(r, length, fixed[:]); err != nil {
-		return nil, err
+	return h, extErr
+}
+
+// wholeArea returns b, or what it has to be extended to because the header's
+// variable part does not end inside it.
+func (h *Header) wholeArea(r io.ReaderAt, b []byte, length int64) ([]byte, error) {
+	be := binary.BigEndian
+	end := length + 8
+	for end <= int64(len(b)) {
+		typ, n := be.Uint32(b[end-8:]), int64(be.Uint32(b[end-4:]))
+		if typ == extEnd {
+			break
+		}
+		end += (n+7)&^7 + 8
 	}
-	return h, nil
+	if off := be.Uint64(b[8:]); off != 0 && off < maxHeaderArea {
+		end = max(end, int64(off)+maxBackingName)
+	}
+	if end <= int64(len(b)) {
+		return b, nil
+	}
+	b = make([]byte, min(h.ClusterSize(), maxHeaderArea))
+	n, err := r.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return nil, fmt.Errorf("read header: %w", err)
+	}
+	return b[:n], nil
 }
 
 // decodeFixed takes the fixed fields from b and returns where they end.
@@ -212,27 +261,20 @@ func (h *Header) decodeFixed(b []byte) (length int64) {
 	h.Compatible = be.Uint64(b[80:])
 	h.Autoclear = be.Uint64(b[88:])
 	h.RefcountOrder = be.Uint32(b[96:])
-	length = int64(be.Uint32(b[100:]))
-	if length > headerLengthV3 && len(b) > headerLengthV3 {
-		h.Compression = Compression(b[104])
-	}
-	return length
+	return int64(be.Uint32(b[100:]))
 }
 
 // validate checks what can be checked without reading more of the file.
 func (h *Header) validate() error {
 	if unknown := h.Incompatible &^ incompatKnown; unknown != 0 {
-		return fmt.Errorf("%w: incompatible feature bits %s", ErrUnsupported, bitList(unknown))
+		return fmt.Errorf("%w: %s", ErrUnsupported, h.featureList(unknown))
 	}
 	if h.CryptMethod != 0 {
 		name := map[uint32]string{1: "AES", 2: "LUKS"}[h.CryptMethod]
 		if name == "" {
 			name = fmt.Sprintf("method %d", h.CryptMethod)
 		}
-		return fmt.Errorf("%w: file is encrypted (%s); decrypt it first with qemu-img convert", ErrUnsupported, name)
-	}
-	if h.ClusterBits < minClusterBits || h.ClusterBits > maxClusterBits {
-		return corrupt("cluster_bits is %d, outside %d to %d", h.ClusterBits, minClusterBits, maxClusterBits)
+		return fmt.Errorf("%w: file is encrypted (%s); use a decrypted copy, made with qemu-img convert", ErrUnsupported, name)
 	}
 	if h.HasExtendedL2() && h.ClusterBits < 14 {
 		return corrupt("extended L2 entries need clusters of 16 KiB or more, not %d", h.ClusterSize())
@@ -255,11 +297,14 @@ func (h *Header) validate() error {
 	if need := h.l1Needed(); need > int64(h.L1Size) {
 		return corrupt("L1 table has %d entries where the size takes %d", h.L1Size, need)
 	}
-	if int64(h.RefcountTableClusters)<<h.ClusterBits > maxRefTableSize+h.ClusterSize() {
-		return corrupt("refcount table has %d clusters, more than 8 MiB", h.RefcountTableClusters)
+	if n := int64(h.RefcountTableClusters) << h.ClusterBits; n == 0 || n > maxRefTableSize {
+		return corrupt("refcount table has %d clusters, outside 1 to 8 MiB", h.RefcountTableClusters)
 	}
 	if h.Snapshots > maxSnapshots {
 		return corrupt("%d internal snapshots, more than %d", h.Snapshots, maxSnapshots)
+	}
+	if h.Autoclear&AutoclearRawData != 0 && !h.HasDataFile() {
+		return corrupt("raw external data is flagged without an external data file")
 	}
 	return h.validateOffsets()
 }
@@ -286,57 +331,47 @@ func (h *Header) validateOffsets() error {
 	return nil
 }
 
-// readExtensions reads the extensions, which begin at length and end before the
+// readVariable takes from b, the start of the file, what follows the fixed
+// fields: additional fields up to length, the extensions, which end before the
 // backing file's name or with the first cluster, and that name.
-func (h *Header) readExtensions(r io.ReaderAt, length int64, fixed []byte) error {
+func (h *Header) readVariable(b []byte, length int64) error {
 	be := binary.BigEndian
-	nameOff, nameLen := int64(be.Uint64(fixed[8:])), int64(be.Uint32(fixed[16:]))
-	if length < headerLengthV2 || h.Version == 3 && length < headerLengthV3 || length%8 != 0 && h.Version == 3 ||
-		length > h.ClusterSize() {
-		return corrupt("header_length is %d", length)
+	if h.Version >= 3 && length > headerLengthV3 {
+		h.Compression = Compression(b[headerLengthV3])
 	}
-	end := h.ClusterSize()
-	if nameOff != 0 {
-		if nameLen > maxBackingName || nameOff < length || nameOff > end || nameLen > end-nameOff {
-			return corrupt("backing file name of %d bytes at %d", nameLen, nameOff)
+	if h.Version >= 3 && length > headerLengthType {
+		h.Unknown = bytes.Clone(b[headerLengthType:length])
+	}
+	end := int64(len(b))
+	if off, n := be.Uint64(b[8:]), int64(be.Uint32(b[16:])); off != 0 {
+		if off < uint64(length) || off > uint64(end) || n > maxBackingName || n > end-int64(off) {
+			return corrupt("backing file name of %d bytes at %d", n, off)
 		}
-	}
-	first := make([]byte, min(end, 64<<10))
-	n, err := r.ReadAt(first, 0)
-	if err != nil && err != io.EOF {
-		return fmt.Errorf("read header: %w", err)
-	}
-	first = first[:n]
-	if nameOff != 0 {
-		name := make([]byte, nameLen)
-		if _, err := r.ReadAt(name, nameOff); err != nil {
-			return corrupt("backing file name at %d: %v", nameOff, err)
+		h.BackingFile = string(b[off : int64(off)+n])
+		if strings.IndexByte(h.BackingFile, 0) >= 0 {
+			return corrupt("backing file name %q", h.BackingFile)
 		}
-		h.BackingFile = string(name)
-		if bytes.IndexByte(name, 0) >= 0 || nameLen == 0 {
-			return corrupt("backing file name %q", name)
-		}
-		first = first[:min(nameOff, int64(len(first)))]
+		end = int64(off)
 	}
-	return h.parseExtensions(first, int(length))
+	return h.parseExtensions(b[:end], int(length))
 }
 
 func (h *Header) parseExtensions(b []byte, pos int) error {
 	be := binary.BigEndian
 	for pos+8 <= len(b) {
-		typ, n := be.Uint32(b[pos:]), int(be.Uint32(b[pos+4:]))
+		typ, n := be.Uint32(b[pos:]), int64(be.Uint32(b[pos+4:]))
 		if typ == extEnd {
 			return nil
 		}
 		pos += 8
-		if n < 0 || n > len(b)-pos {
+		if n > int64(len(b)-pos) {
 			return corrupt("header extension %#x has %d bytes where %d are left", typ, n, len(b)-pos)
 		}
-		if typ == extEncryption {
-			return fmt.Errorf("%w: file is encrypted (LUKS); decrypt it first with qemu-img convert", ErrUnsupported)
+		if typ == extEncryption && h.CryptMethod == 0 {
+			return corrupt("encryption header in a file that is not encrypted")
 		}
-		h.Extensions = append(h.Extensions, Extension{Type: typ, Data: bytes.Clone(b[pos : pos+n])})
-		pos += (n + 7) &^ 7
+		h.Extensions = append(h.Extensions, Extension{Type: typ, Data: bytes.Clone(b[pos : pos+int(n)])})
+		pos += int(n+7) &^ 7
 	}
 	return nil
 }
@@ -348,7 +383,7 @@ func (h *Header) Encode() ([]byte, error) {
 	be := binary.BigEndian
 	length := headerLengthV2
 	if h.Version >= 3 {
-		length = headerLengthType
+		length = headerLengthType + len(h.Unknown)
 	}
 	b := make([]byte, length)
 	be.PutUint32(b, magic)
@@ -368,7 +403,8 @@ func (h *Header) Encode() ([]byte, error) {
 		be.PutUint64(b[88:], h.Autoclear)
 		be.PutUint32(b[96:], h.RefcountOrder)
 		be.PutUint32(b[100:], uint32(length))
-		b[104] = byte(h.Compression)
+		b[headerLengthV3] = byte(h.Compression)
+		copy(b[headerLengthType:], h.Unknown)
 	}
 	for _, e := range h.Extensions {
 		b = be.AppendUint32(b, e.Type)
@@ -388,12 +424,24 @@ func (h *Header) Encode() ([]byte, error) {
 	return b, nil
 }
 
-// bitList names the bits set in v, as "5, 7".
-func bitList(v uint64) string {
+// featureList names the incompatible feature bits set in v, by the file's
+// feature name table where that has a name (qcow2.txt, "Feature name table").
+func (h *Header) featureList(v uint64) string {
+	const entry = 48
+	names := make(map[byte]string)
+	for t := h.extension(extFeatureNames); len(t) >= entry; t = t[entry:] {
+		if name, _, _ := bytes.Cut(t[2:entry], []byte{0}); t[0] == 0 && len(name) > 0 {
+			names[t[1]] = string(name)
+		}
+	}
 	var s []string
-	for v != 0 {
-		s = append(s, fmt.Sprint(bits.TrailingZeros64(v)))
-		v &= v - 1
+	for ; v != 0; v &= v - 1 {
+		bit := bits.TrailingZeros64(v)
+		if name, ok := names[byte(bit)]; ok {
+			s = append(s, fmt.Sprintf("%q (incompatible feature bit %d)", name, bit))
+		} else {
+			s = append(s, fmt.Sprintf("incompatible feature bit %d", bit))
+		}
 	}
 	return strings.Join(s, ", ")
 }
