@@ -2,6 +2,7 @@ package capture
 
 import (
 	"context"
+	"errors"
 
 	"github.com/sendense/sendense/block"
 )
@@ -11,6 +12,10 @@ const DigestSize = 32
 
 // Digest is the digest of one cluster's content, by the target's algorithm.
 type Digest [DigestSize]byte
+
+// ErrCancelled says that somebody cancelled the draft at the target. What wraps
+// it says who and why.
+var ErrCancelled = errors.New("capture was cancelled")
 
 // Target takes what a capture reads. The control plane is one, through its API.
 type Target interface {
@@ -38,9 +43,9 @@ type Draft interface {
 	Parent() *Parent
 	// AddDisk opens the draft of one disk.
 	AddDisk(ctx context.Context, d DiskSpec) (DraftDisk, error)
-	// Report tells the target how far the capture is. Errors are the target's
-	// business: progress is advice. A draft that was cancelled makes it return
-	// the reason, so that a capture which only reads learns of it.
+	// Report tells the target how far the capture is. Progress is advice: errors
+	// are ignored but for ErrCancelled, by which a capture that only reads learns
+	// that its draft was cancelled.
 	Report(ctx context.Context, p Progress) error
 	// Commit makes the point, of all disks or none. The draft is over either way.
 	Commit(ctx context.Context, r Result) error
@@ -109,13 +114,14 @@ const (
 
 // DiskResult is what the capture knows of one disk.
 type DiskResult struct {
-	Key    string
-	Token  string // change token of the instant, "" for none
-	Mode   string // ModeFull, ModeTracked or ModeCompare
-	Reason string // why not tracked, a lower-case clause; "" for a full or a tracked one
-	Read   int64  // bytes read from the source
-	Sent   int64  // bytes of data sent to the target
-	Audit  *Audit // of a tracked disk
+	Key    string `json:"key"`
+	Size   int64  `json:"size"`             // bytes
+	Token  string `json:"token,omitempty"`  // change token of the instant, "" for none
+	Mode   string `json:"mode"`             // ModeFull, ModeTracked or ModeCompare
+	Reason string `json:"reason,omitempty"` // why it was compared, a lower-case clause; else ""
+	Read   int64  `json:"read"`             // bytes read from the source
+	Sent   int64  `json:"sent"`             // bytes of data sent to the target
+	Audit  *Audit `json:"audit,omitempty"`  // of a tracked disk
 }
 
 // Audit is the outcome of checking a source's change tracking against samples.
@@ -124,7 +130,7 @@ type Audit struct {
 	Sampled   int64 `json:"sampled"`   // of those, how many were read and compared
 	Missed    int64 `json:"missed"`    // of those, how many had changed after all
 	// MissRateBound is the upper bound, with 95 % confidence, on the share of the
-	// unchanged clusters that had changed after all; before any were healed.
+	// unchanged clusters that had changed after all, before any were healed.
 	MissRateBound float64 `json:"miss_rate_bound"`
 	// Healed is how many clusters the whole compare after a miss found changed.
 	Healed int64 `json:"healed"`

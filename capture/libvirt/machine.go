@@ -1,0 +1,110 @@
+package libvirt
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/digitalocean/go-libvirt"
+	"github.com/sendense/sendense/capture"
+)
+
+// callTimeout limits calls that have no context of their own.
+const callTimeout = 30 * time.Second
+
+// handle is a domain over a connection: what can be asked of libvirt.
+type handle struct {
+	conn *conn
+	dom  libvirt.Domain
+	log  *slog.Logger
+}
+
+// machine is a domain that is watched for as long as an instant of it is open.
+type machine struct {
+	handle
+	socket  string
+	host    string
+	running bool // when the instant was taken
+
+	cancel context.CancelFunc // ends the watch
+	done   chan struct{}      // closed when the watch has ended
+
+	mu      sync.Mutex // guards the field below
+	changed error      // the first reason why the instant is none any more
+}
+
+// watch begins to listen to the machine's lifecycle. It is ended by unwatch.
+func (m *machine) watch() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	events, err := m.conn.LifecycleEvents(ctx)
+	if err != nil {
+		cancel()
+		return err
+	}
+	m.cancel, m.done = cancel, make(chan struct{})
+	go func() {
+		defer close(m.done)
+		for e := range events {
+			if e.Dom.UUID == m.dom.UUID {
+				m.event(libvirt.DomainEventType(e.Event))
+			}
+		}
+	}()
+	return nil
+}
+
+func (m *machine) unwatch() {
+	m.cancel()
+	<-m.done
+}
+
+func (m *machine) event(e libvirt.DomainEventType) {
+	switch e {
+	case libvirt.DomainEventStarted:
+		m.fail("it was started")
+	case libvirt.DomainEventStopped:
+		m.fail("it stopped")
+	case libvirt.DomainEventCrashed:
+		m.fail("it crashed")
+	}
+}
+
+// fail records why the instant is none any more.
+func (m *machine) fail(why string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.changed == nil {
+		m.changed = fmt.Errorf("%s: %w: %s", m.dom.Name, capture.ErrVMChanged, why)
+	}
+}
+
+func (m *machine) reason() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed
+}
+
+// check asks libvirt whether the machine is what it was when the instant was
+// taken: running under the same ID, or not running.
+func (m *machine) check() error {
+	if err := m.reason(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	defer m.conn.bound(ctx)()
+	now, err := m.conn.DomainLookupByUUID(m.dom.UUID)
+	switch {
+	case hasCode(err, libvirt.ErrNoDomain):
+		m.fail("it is gone from the host")
+	case err != nil:
+		return explain(ctx, "ask for the state of "+m.dom.Name, err)
+	case now.ID != m.dom.ID && m.running && now.ID < 0:
+		m.fail("it stopped")
+	case now.ID != m.dom.ID:
+		m.fail("it was started")
+	}
+	return m.reason()
+}
