@@ -44,6 +44,13 @@ func qemu(t testing.TB, name string, args ...string) string {
 func checkClean(t testing.TB, path string) {
 	t.Helper()
 	qemu(t, "qemu-img", "check", "-f", "qcow2", path)
+	r, err := image.Check(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Clean() {
+		t.Fatalf("check of %s: got %d corruptions %v and %d leaks, want none", path, r.Corruptions, r.Errors, r.Leaks)
+	}
 }
 
 // content reads a whole disk through qemu-img.
@@ -94,18 +101,18 @@ func variants() []variant {
 	}
 	add("the default", 0, image.CreateOptions{Size: 8*m + 512})
 	add("version 2", 0, image.CreateOptions{Size: 3*m + 512, Version: 2, ClusterSize: 4 * k})
-	add("version 2 over a longer disk", 4 * m, image.CreateOptions{Size: 3*m + 512, Version: 2, ClusterSize: 16 * k})
+	add("version 2 over a longer disk", 4*m, image.CreateOptions{Size: 3*m + 512, Version: 2, ClusterSize: 16 * k})
 	for order := range 7 {
 		add(fmt.Sprintf("512 byte clusters, %d bit refcounts", 1<<order), 0,
 			image.CreateOptions{Size: 300*k + 512, ClusterSize: 512, RefcountBits: 1 << order})
 	}
-	add("512 byte clusters over a shorter disk", 100*k + 700, image.CreateOptions{Size: 200*k + 512, ClusterSize: 512})
+	add("512 byte clusters over a shorter disk", 100*k+700, image.CreateOptions{Size: 200*k + 512, ClusterSize: 512})
 	add("4 KiB clusters over a longer disk", 3*m, image.CreateOptions{Size: 2*m + 1024, ClusterSize: 4 * k, RefcountBits: 1})
-	add("64 KiB clusters over a shorter disk", 3*m + 700, image.CreateOptions{Size: 6 * m})
-	add("2 MiB clusters over a disk of the same length", 24 * m, image.CreateOptions{Size: 24 * m, ClusterSize: 2 * m})
+	add("64 KiB clusters over a shorter disk", 3*m+700, image.CreateOptions{Size: 6 * m})
+	add("2 MiB clusters over a disk of the same length", 24*m, image.CreateOptions{Size: 24 * m, ClusterSize: 2 * m})
 	add("zstd", 0, image.CreateOptions{Size: 4 * m, ClusterSize: 32 * k, Compression: image.Zstd})
 	add("subclusters", 0, image.CreateOptions{Size: 4*m + 512, ExtendedL2: true, ClusterSize: 16 * k})
-	add("subclusters over a shorter disk", 2*m + 700, image.CreateOptions{Size: 4 * m, ExtendedL2: true, ClusterSize: 64 * k})
+	add("subclusters over a shorter disk", 2*m+700, image.CreateOptions{Size: 4 * m, ExtendedL2: true, ClusterSize: 64 * k})
 	return vs
 }
 
