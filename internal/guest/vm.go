@@ -77,11 +77,16 @@ func (v *VM) Start(context.Context) error {
 // WaitAgent waits until the guest agent answers.
 func (v *VM) WaitAgent(ctx context.Context) error {
 	for {
-		_, err := v.agent("guest-ping", nil, 2)
-		if err == nil {
-			return nil
+		x, err := v.XML()
+		if err != nil {
+			return err
 		}
-		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+		if strings.Contains(x, "state='connected'") { // libvirt logs every command to one that is not
+			if _, err := v.agent("guest-ping", nil, 2); err == nil {
+				return nil
+			}
+		}
+		if err := sleep(ctx, 50*time.Millisecond); err != nil {
 			return fmt.Errorf("agent of %s does not answer: %w\n%s", v.Name, err, v.Console())
 		}
 	}
