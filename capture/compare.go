@@ -30,7 +30,7 @@ func (j *diskJob) compare(ctx context.Context, skip *bitset) (differed int64, er
 	}
 	var sum atomic.Int64
 	workers := max(min(compareWorkers, j.run.o.Workers), runtime.GOMAXPROCS(0))
-	err = pipeline(ctx, workers, batch, produce, func(ctx context.Context, u unit, buf []byte) error {
+	err = pipeline(ctx, workers, min(batch, j.up(j.size)), produce, func(ctx context.Context, u unit, buf []byte) error {
 		compare := j.compareZeroes
 		if u.data {
 			compare = j.compareData

@@ -80,7 +80,7 @@ func (j *diskJob) copyRuns(ctx context.Context, runs func(yield func(off, n int6
 			return j.split(ctx, off, n, chunk, emit)
 		})
 	}
-	return pipeline(ctx, j.run.o.Workers, chunk, produce, func(ctx context.Context, u unit, buf []byte) error {
+	return pipeline(ctx, j.run.o.Workers, min(chunk, j.up(j.size)), produce, func(ctx context.Context, u unit, buf []byte) error {
 		if err := j.copyUnit(ctx, u, buf, zeroes); err != nil {
 			return err
 		}

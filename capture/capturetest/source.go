@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -31,7 +32,13 @@ type Source struct {
 type memoryDisk struct {
 	key     string
 	content []byte
-	since   map[string]map[int64]bool // by token, the granules written since
+	since   map[string]*tracker // by token
+}
+
+// tracker knows what was written since its token, as far as the disk went then.
+type tracker struct {
+	size  int64
+	dirty map[int64]bool // by granule
 }
 
 // NewSource returns a source whose machine has no disk yet. When the test ends
@@ -53,7 +60,7 @@ func NewSource(t testing.TB, name string) *Source {
 func (s *Source) Add(key string, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.disks = append(s.disks, &memoryDisk{key: key, content: make([]byte, size), since: map[string]map[int64]bool{}})
+	s.disks = append(s.disks, &memoryDisk{key: key, content: make([]byte, size), since: map[string]*tracker{}})
 }
 
 // Remove takes a disk away.
@@ -63,7 +70,8 @@ func (s *Source) Remove(key string) {
 	s.disks = slices.DeleteFunc(s.disks, func(d *memoryDisk) bool { return d.key == key })
 }
 
-// Resize cuts a disk or lets it grow by zeroes, which the tracker does not mark.
+// Resize cuts a disk or lets it grow. The tracker tells nothing of what was not
+// there when its token was made.
 func (s *Source) Resize(key string, size int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,9 +87,9 @@ func (s *Source) Write(key string, p []byte, off int64) {
 	defer s.mu.Unlock()
 	d := s.disk(key)
 	copy(d.content[off:off+int64(len(p))], p)
-	for _, dirty := range d.since {
-		for g := off / s.Granularity; g*s.Granularity < off+int64(len(p)); g++ {
-			dirty[g] = true
+	for _, since := range d.since {
+		for g := off / s.Granularity; g*s.Granularity < min(off+int64(len(p)), since.size); g++ {
+			since.dirty[g] = true
 		}
 	}
 }
@@ -102,7 +110,7 @@ func (s *Source) LoseTokens() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.disks {
-		d.since = map[string]map[int64]bool{}
+		d.since = map[string]*tracker{}
 	}
 }
 
@@ -186,13 +194,11 @@ func (s *Source) Begin(_ context.Context, vm capture.VM, r capture.Request) (cap
 		snap := &snapshot{content: bytes.Clone(d.content), granularity: s.Granularity}
 		out := capture.Disk{Key: d.key, Device: snap, Token: r.Token}
 		if since := r.Since[d.key]; since != "" {
-			dirty, known := d.since[since]
-			if out.Tracked = known; !known {
+			known := d.since[since]
+			if out.Tracked = known != nil; out.Tracked {
+				snap.since, snap.dirty = since, maps.Clone(known.dirty)
+			} else {
 				out.Untracked = "token " + since + " is not known"
-			}
-			snap.since, snap.dirty = since, map[int64]bool{}
-			for g := range dirty {
-				snap.dirty[g] = true
 			}
 			for token := range d.since { // left behind by an interrupted capture
 				if token != since {
@@ -200,7 +206,7 @@ func (s *Source) Begin(_ context.Context, vm capture.VM, r capture.Request) (cap
 				}
 			}
 		}
-		d.since[r.Token] = map[int64]bool{}
+		d.since[r.Token] = &tracker{size: int64(len(d.content)), dirty: map[int64]bool{}}
 		s.open.disks = append(s.open.disks, out)
 	}
 	return s.open, nil
@@ -273,14 +279,14 @@ func (s *snapshot) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return ctx.Err()
 }
 
-// Map calls pages of 4 KiB that hold only zeroes holes.
+// Map calls pages of 4 KiB that hold only zeroes holes, 256 at a time.
 func (s *snapshot) Map(_ context.Context, off, n int64) ([]block.Extent, error) {
 	if err := block.CheckRange(s.Size(), off, n); err != nil || n == 0 {
 		return nil, err
 	}
 	var zero [4096]byte
 	var exts []block.Extent
-	for end := off + n; off < end; {
+	for end := off + n; off < end && len(exts) < 256; {
 		l := min(4096-off%4096, end-off)
 		e := block.Extent{Off: off, Len: l, Kind: block.Data}
 		if bytes.Equal(s.content[off:off+l], zero[:l]) {

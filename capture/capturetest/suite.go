@@ -3,6 +3,7 @@ package capturetest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -102,11 +103,11 @@ func (s *suite) largest(t *testing.T) (key string, size int64) {
 }
 
 func (s *suite) random(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(s.rnd.Uint32())
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		b = binary.NativeEndian.AppendUint64(b, s.rnd.Uint64())
 	}
-	return b
+	return b[:n]
 }
 
 // fill writes some data, so that there is something to capture.
@@ -365,10 +366,11 @@ func testResize(t *testing.T, s *suite) {
 		s.Resize(t, key, step)
 		s.Write(t, key, s.random(4096), step-4096)
 		s.Write(t, key, s.random(4096), 1<<20)
-		if d := result(t, s.capture(t), key); d.Size != step || d.Mode == capture.ModeFull {
+		d := result(t, s.capture(t), key)
+		if d.Size != step || d.Mode == capture.ModeFull || step < size && d.Mode != capture.ModeCompare {
 			t.Errorf("resized to %d: got %d bytes, mode %s", step, d.Size, d.Mode)
 		}
-		s.capture(t)
+		s.mode(t, s.capture(t), key)
 	}
 }
 
