@@ -79,6 +79,23 @@ func TestRandomHistoriesAreCapturedByteForByte(t *testing.T) {
 	}
 }
 
+func TestWhatADiskGrewByIsCapturedWithoutTheTracker(t *testing.T) {
+	s, target := machine(t, 1<<20+512) // ends inside a cluster
+	s.Granularity = 512
+	s.Write("vda", data(512), 1<<20)
+	run(t, s, target, capture.Options{})
+	s.Resize("vda", 4<<20)
+	s.Write("vda", data(512), 1<<20+8192) // in the cluster where it ended
+	s.Write("vda", data(512), 3<<20)
+	d := run(t, s, target, capture.Options{}).Disks[0]
+	if !bytes.Equal(target.Latest().Disks["vda"].Content(), s.Content()["vda"]) {
+		t.Error("point differs from the disk")
+	}
+	if d.Mode != capture.ModeTracked || d.Sent != 2*64<<10 {
+		t.Errorf("got mode %s, %d bytes sent, want tracked and two clusters", d.Mode, d.Sent)
+	}
+}
+
 func TestWhatIsSent(t *testing.T) {
 	s, target := machine(t, 64<<20)
 	s.Write("vda", data(1<<20), 8<<20)
