@@ -26,27 +26,32 @@ import (
 
 // The test binary is its own guard, and the process that is killed.
 const (
-	roleEnv    = "SENDENSE_TEST_ROLE"
-	roleGuard  = "guard"
-	roleFreeze = "freeze" // freezes the machine of its arguments, says so and waits to be killed
+	roleEnv   = "SENDENSE_TEST_ROLE"
+	roleGuard = "guard"
+	// These begin what their arguments say, report it and wait to be killed.
+	roleFreeze  = "freeze"
+	roleCapture = "capture"
 )
 
 func TestMain(m *testing.M) {
 	switch os.Getenv(roleEnv) {
 	case roleGuard:
-		if err := libvirt.RunGuard(context.Background(), os.Stdin, os.Stdout); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+		exit(libvirt.RunGuard(context.Background(), os.Stdin, os.Stdout))
 	case roleFreeze:
-		if err := freezeAndWait(os.Args[1], os.Args[2]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+		exit(freezeAndWait(os.Args[1], os.Args[2]))
+	case roleCapture:
+		exit(captureAndWait(os.Args[1], os.Args[2], os.Args[3]))
 	}
 	os.Exit(m.Run())
+}
+
+// exit ends a process that has a role.
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 func guardArgv(t testing.TB) []string {

@@ -169,12 +169,23 @@ func (i *running) Err() error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	defer i.conn.bound(ctx)()
-	_, err := i.conn.DomainBackupGetXMLDesc(i.dom, 0)
-	if hasCode(err, libvirt.ErrNoDomainBackup, libvirt.ErrOperationInvalid) {
-		i.fail("its backup job was ended by somebody else")
-		return i.reason()
+	// The job of each disk in QEMU, not libvirt's record of them all: what the
+	// guest overwrites is saved for as long as the former runs, and a job that is
+	// being ended has a record until the end.
+	for _, d := range i.plan.disks {
+		found, kind, _, _, _, err := i.conn.DomainGetBlockJobInfo(i.dom, d.key, 0)
+		switch {
+		case hasCode(err, libvirt.ErrOperationInvalid):
+			i.fail("it stopped")
+			return i.reason()
+		case err != nil:
+			return explain(ctx, "look for the backup job of disk "+d.key, err)
+		case found == 0 || libvirt.DomainBlockJobType(kind) != libvirt.DomainBlockJobTypeBackup:
+			i.fail("its backup job was ended by somebody else")
+			return i.reason()
+		}
 	}
-	return explain(ctx, "look for the backup job", err)
+	return nil
 }
 
 // Commit implements capture.Instant: it ends the job and leaves the instant's own
@@ -263,7 +274,11 @@ func (i *running) cleanUp() error {
 	cp, lerr := h.conn.DomainCheckpointLookupByName(h.dom, i.plan.name, 0)
 	switch {
 	case lerr == nil:
-		err = errors.Join(err, h.deleteCheckpoint(ctx, cp))
+		derr := h.deleteCheckpoint(ctx, cp)
+		if active, aerr := h.conn.DomainIsActive(h.dom); aerr == nil && active == 0 {
+			derr = nil // it goes with the next instant: bitmaps change only while the machine runs
+		}
+		err = errors.Join(err, derr)
 	case !hasCode(lerr, libvirt.ErrNoDomainCheckpoint, libvirt.ErrNoDomain):
 		err = errors.Join(err, explain(ctx, "look up checkpoint "+i.plan.name, lerr))
 	}
