@@ -182,7 +182,7 @@ func TestCheckAgreesWithQEMUOnFlippedBits(t *testing.T) {
 	l1 := h.L1Offset
 	l2 := int64(entryAt(t, good, l1) & 0x00fffffffffffe00)
 	refBlock := int64(entryAt(t, good, h.RefcountTableOffset))
-	rng := newRand(t, 1)
+	rng := newRand(1)
 	path := filepath.Join(t.TempDir(), "disk.qcow2")
 	for range 150 {
 		copyFile(t, path, good)

@@ -21,7 +21,7 @@ type layer struct {
 // paths and what the top one reads as.
 func makeChain(t testing.TB, seed uint64, layers []layer) (paths []string, model []byte) {
 	t.Helper()
-	rng := newRand(t, seed)
+	rng := newRand(seed)
 	dir := t.TempDir()
 	var below block.Device
 	for i, l := range layers {
