@@ -17,6 +17,7 @@ import (
 	"github.com/sendense/sendense/capture/libvirt"
 	"github.com/sendense/sendense/internal/guest"
 	"github.com/sendense/sendense/internal/guest/guesttest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 // The machines of these tests have no guest: QEMU itself writes to their disks,
@@ -101,7 +102,7 @@ func TestTrackingIsLostDiskByDiskAndNeverTheBackup(t *testing.T) {
 	}
 }
 
-func (r *rig) start(t *testing.T) {
+func (r *rig) start(t testing.TB) {
 	t.Helper()
 	if err := r.vm.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -109,7 +110,7 @@ func (r *rig) start(t *testing.T) {
 }
 
 // restart pulls the plug politely, calls between, and starts the machine.
-func (r *rig) restart(t *testing.T, between func()) {
+func (r *rig) restart(t testing.TB, between func()) {
 	t.Helper()
 	if err := r.vm.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
@@ -331,5 +332,52 @@ func readFails(t *testing.T, inst capture.Instant) {
 		if !errors.Is(err, capture.ErrVMChanged) {
 			t.Errorf("read of %s: got %v, want ErrVMChanged", d.Key, err)
 		}
+	}
+}
+
+func TestFullScratchFolderEndsTheBackupAndNotTheGuest(t *testing.T) {
+	requires.Root(t)
+	small := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "-o", "size=16M", "scratch", small) // before the host has mounts of its own
+	t.Cleanup(func() { run(t, "umount", small) })
+	img, host := guesttest.Image(t), guesttest.Host(t)
+	r := newRig(t, host, img, guest.Disk{Target: "vda", Source: "32M"})
+	r.start(t)
+	r.write(t, "virtio-disk0", 1, 0, 32<<20)
+	r.options.ScratchDir = small
+	var err error
+	if r.source, err = libvirt.New(r.options); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.source.Begin(t.Context(), r.target, capture.Request{Token: "none"}); err == nil || !strings.Contains(err.Error(), "scratch folder") {
+		t.Errorf("begin with less room than the reserve: got %v, want a refusal", err)
+	}
+	r.options.ScratchReserve = 8 << 20
+	if r.source, err = libvirt.New(r.options); err != nil {
+		t.Fatal(err)
+	}
+	inst := r.begin(t, "full", nil)
+	for mib := range int64(10) {
+		r.write(t, "virtio-disk0", 2, mib<<20, 1<<20)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for inst.Err() == nil && time.Now().Before(deadline) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := inst.Err(); err == nil || !strings.Contains(err.Error(), "larger scratch folder") {
+		t.Errorf("error of the instant: got %v, want one that says what to do", err)
+	}
+	for mib := int64(10); mib < 32; mib++ {
+		r.write(t, "virtio-disk0", 2, mib<<20, 1<<20)
+	}
+	if err := inst.Close(); err != nil {
+		t.Error(err)
+	}
+	r.leftovers(t)
+	if err := r.vm.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(t, "qemu-io", "-r", "-c", "read -P 2 0 32M", r.disk("vda")); strings.Contains(out, "failed") {
+		t.Errorf("what the guest wrote: got %s", out)
 	}
 }

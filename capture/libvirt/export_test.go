@@ -30,6 +30,3 @@ func (s *Source) HoldFrozen(ctx context.Context, vmUUID string, fn func() error)
 	m := &machine{handle: handle{conn: c, dom: dom, log: slog.New(slog.DiscardHandler)}, socket: s.socket}
 	return s.frozenly(ctx, m, d, fn)
 }
-
-// ReleaseImages closes the disk files and leaves the instant open.
-func (i *stopped) ReleaseImages() error { return i.release() }

@@ -71,12 +71,17 @@ func (m *machine) event(e libvirt.DomainEventType) {
 	}
 }
 
-// fail records why the instant is none any more.
+// fail records what became of the machine.
 func (m *machine) fail(why string) {
+	m.failWith(fmt.Errorf("%s: %w: %s", m.dom.Name, capture.ErrVMChanged, why))
+}
+
+// failWith records why the instant is none any more. The first reason stays.
+func (m *machine) failWith(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.changed == nil {
-		m.changed = fmt.Errorf("%s: %w: %s", m.dom.Name, capture.ErrVMChanged, why)
+		m.changed = err
 	}
 }
 

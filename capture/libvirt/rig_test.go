@@ -283,7 +283,7 @@ func finish(t *testing.T, inst capture.Instant) {
 }
 
 // checkpoints returns the names of the machine's checkpoints, sorted.
-func (r *rig) checkpoints(t *testing.T) string {
+func (r *rig) checkpoints(t testing.TB) string {
 	t.Helper()
 	all, _, err := r.vm.Conn.DomainListAllCheckpoints(r.vm.Domain, 1, 0)
 	if err != nil {
@@ -298,7 +298,7 @@ func (r *rig) checkpoints(t *testing.T) string {
 }
 
 // leftovers fails the test if a job or a file of one is left.
-func (r *rig) leftovers(t *testing.T) {
+func (r *rig) leftovers(t testing.TB) {
 	t.Helper()
 	if _, err := r.vm.Conn.DomainBackupGetXMLDesc(r.vm.Domain, 0); err == nil {
 		t.Error("a backup job is left")
@@ -321,17 +321,24 @@ func disksOf(inst capture.Instant) map[string]capture.Disk {
 }
 
 // write changes a disk of a running machine without a guest's help.
-func (r *rig) write(t *testing.T, device string, pattern byte, off, n int64) {
+func (r *rig) write(t testing.TB, device string, pattern byte, off, n int64) {
 	t.Helper()
-	cmd := fmt.Sprintf(`{"execute":"human-monitor-command","arguments":{"command-line":"qemu-io -d /machine/peripheral/%s/virtio-backend \"write -P %d %d %d\""}}`,
-		device, pattern, off, n)
-	out, err := r.vm.Conn.QEMUDomainMonitorCommand(r.vm.Domain, cmd, 0)
-	if err != nil || strings.Contains(out, "rror") {
-		t.Fatalf("write to %s: %v: %s", device, err, out)
+	r.qemuIO(t, device, fmt.Sprintf("write -P %d %d %d", pattern, off, n))
+}
+
+// qemuIO runs a command of qemu-io on a disk of a running machine. QEMU does not
+// tell whether it worked: what the disk holds afterwards does.
+func (r *rig) qemuIO(t testing.TB, device, command string) {
+	t.Helper()
+	cmd := fmt.Sprintf(`{"execute":"human-monitor-command","arguments":{"command-line":"qemu-io -d /machine/peripheral/%s/virtio-backend \"%s\""}}`,
+		device, command)
+	if out, err := r.vm.Conn.QEMUDomainMonitorCommand(r.vm.Domain, cmd, 0); err != nil {
+		t.Fatalf("%s on %s: %v: %s", command, device, err, out)
 	}
 }
 
-// openImage serves a disk file with qemu-nbd.
+// openImage serves a disk file with qemu-nbd, without locking it: so does a
+// reader that just opens it.
 func openImage(t testing.TB) func(path, format string) (block.Device, io.Closer, error) {
 	return func(path, format string) (block.Device, io.Closer, error) {
 		dir, err := os.MkdirTemp("", "qn-")
@@ -339,7 +346,8 @@ func openImage(t testing.TB) func(path, format string) (block.Device, io.Closer,
 			return nil, nil, err
 		}
 		sock := filepath.Join(dir, "s")
-		cmd := exec.Command("qemu-nbd", "-r", "-t", "-f", format, "-k", sock, path)
+		cmd := exec.Command("qemu-nbd", "-r", "-t", "-k", sock, "--image-opts",
+			"driver="+format+",force-share=on,file.driver=file,file.filename="+path)
 		if err := cmd.Start(); err != nil {
 			return nil, nil, err
 		}
@@ -370,7 +378,7 @@ func run(t testing.TB, name string, args ...string) string {
 }
 
 // createCheckpoint makes a checkpoint as another program would.
-func (r *rig) createCheckpoint(t *testing.T, name, disk string) {
+func (r *rig) createCheckpoint(t testing.TB, name, disk string) {
 	t.Helper()
 	_, err := r.vm.Conn.DomainCheckpointCreateXML(r.vm.Domain, fmt.Sprintf(
 		"<domaincheckpoint><name>%s</name><disks><disk name='%s' checkpoint='bitmap'/></disks></domaincheckpoint>", name, disk), 0)
@@ -379,7 +387,7 @@ func (r *rig) createCheckpoint(t *testing.T, name, disk string) {
 	}
 }
 
-func (r *rig) deleteCheckpoint(t *testing.T, name string, flags golibvirt.DomainCheckpointDeleteFlags) {
+func (r *rig) deleteCheckpoint(t testing.TB, name string, flags golibvirt.DomainCheckpointDeleteFlags) {
 	t.Helper()
 	c, err := r.vm.Conn.DomainCheckpointLookupByName(r.vm.Domain, name, 0)
 	if err != nil {

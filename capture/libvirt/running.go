@@ -22,6 +22,9 @@ type running struct {
 	disks   []capture.Disk
 	devices []*nbdclient.Device
 
+	stopRoom context.CancelFunc // ends the watch of the scratch folder
+	rooms    sync.WaitGroup     // that watch
+
 	mu        sync.Mutex // guards the fields below; held while the job is ended
 	ended     bool
 	committed bool
@@ -46,6 +49,9 @@ func (s *Source) beginRunning(ctx context.Context, m *machine, r capture.Request
 		return nil, err
 	}
 	sweep(s.o.ScratchDir)
+	if err := checkRoom(s.o.ScratchDir, s.o.ScratchReserve); err != nil {
+		return nil, err
+	}
 	i := &running{machine: m, source: s, keep: map[string]bool{}}
 	for _, token := range r.Since {
 		i.keep[token] = true
@@ -71,7 +77,13 @@ func (s *Source) beginRunning(ctx context.Context, m *machine, r capture.Request
 	}
 	i.config = capture.Config{Source: "libvirt", Host: m.host, Format: "libvirt-xml", Definition: definition,
 		Running: true, Consistency: consistency, Notes: notes}
-	return i, i.open(ctx)
+	if err := i.open(ctx); err != nil {
+		return nil, err
+	}
+	roomCtx, stop := context.WithCancel(context.WithoutCancel(ctx)) // until Close
+	i.stopRoom = stop
+	i.rooms.Go(func() { i.watchRoom(roomCtx) })
+	return i, nil
 }
 
 // prepare decides what to ask of each disk, and cleans up what an interrupted
@@ -232,6 +244,8 @@ func (i *running) end(ctx context.Context, h handle) error {
 
 // Close implements capture.Instant.
 func (i *running) Close() error {
+	i.stopRoom()
+	i.rooms.Wait()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.closed {

@@ -21,9 +21,13 @@ type Options struct {
 	URI string
 	// ScratchDir is where QEMU keeps the old content of what the guest overwrites
 	// while an instant is open, and its sockets; default /var/tmp. It needs room
-	// for what the guest writes meanwhile, at most the size of its disks. QEMU's
-	// user must be able to enter it.
+	// for what the guest overwrites meanwhile, at most the size of its disks.
+	// QEMU's user must be able to enter it.
 	ScratchDir string
+	// ScratchReserve is the room in ScratchDir, in bytes, at which a backup is
+	// given up, default 1 GiB. Without room for what it overwrites a guest gets
+	// write errors from QEMU.
+	ScratchReserve int64
 	// Guard is the argv of a program that calls RunGuard; it thaws the guest
 	// should this process die while the guest is frozen. Default none: then no
 	// guest is frozen, and instants of running machines are crash-consistent.
@@ -57,6 +61,9 @@ func New(o Options) (*Source, error) {
 	}
 	if o.ScratchDir == "" {
 		o.ScratchDir = "/var/tmp"
+	}
+	if o.ScratchReserve <= 0 {
+		o.ScratchReserve = 1 << 30
 	}
 	if o.FreezeTimeout <= 0 {
 		o.FreezeTimeout = 10 * time.Second
