@@ -237,10 +237,20 @@ func (w *Writer) copyOld(ctx context.Context, from, to, host int64, fresh bool) 
 	return w.put(b, host)
 }
 
+// writebackStep is how much data is written before the kernel is asked to begin
+// writing it out.
+const writebackStep = 8 << 20
+
 // put writes guest data to the file.
 func (w *Writer) put(p []byte, host int64) error {
 	err := writeAll(w.st, p, host)
 	w.unsynced.Store(true)
+	if end := host + int64(len(p)); err == nil && end/writebackStep != host/writebackStep {
+		// Sequential writes have filled a step. What other goroutines are still
+		// writing of it waits for the sync.
+		last := end &^ (writebackStep - 1)
+		startWriteback(w.st, last-writebackStep, writebackStep)
+	}
 	return err
 }
 
