@@ -93,7 +93,7 @@ func newDraft(t testing.TB, path string, o draftOptions) *layerDraft {
 func (d *layerDraft) finish() image.IngestStats {
 	d.t.Helper()
 	var b bytes.Buffer
-	s, err := d.in.Finish(d.t.Context(), &b)
+	s, err := d.in.Finish(context.Background(), &b)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func verifyLayer(t testing.TB, path string) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if err := d.Check(t.Context()); err != nil {
+	if err := d.Check(context.Background()); err != nil {
 		t.Error(err)
 	}
 	chain, err := image.OpenChain(path, image.ChainOptions{})
@@ -133,11 +133,11 @@ func verifyLayer(t testing.TB, path string) {
 	defer chain.Close()
 	var held int64
 	buf := make([]byte, ingestCluster)
-	err = f.Runs(t.Context(), 0, f.Size(), func(r image.Run) error {
+	err = f.Runs(context.Background(), 0, f.Size(), func(r image.Run) error {
 		for off := r.Off; off < r.Off+r.Len; off += ingestCluster {
 			held++
 			c := off / ingestCluster
-			e, err := d.Lookup(t.Context(), c)
+			e, err := d.Lookup(context.Background(), c)
 			if err != nil {
 				return err
 			}
@@ -147,7 +147,7 @@ func verifyLayer(t testing.TB, path string) {
 			}
 			clear(buf)
 			n := min(ingestCluster, f.Size()-off)
-			if err := chain.ReadAt(t.Context(), buf[:n], off); err != nil {
+			if err := chain.ReadAt(context.Background(), buf[:n], off); err != nil {
 				return err
 			}
 			if !e.Zero && e.Digest != image.Sum(buf) {
