@@ -129,7 +129,15 @@ func (c *conn) finish(f *frame) {
 	}
 	f.bufs, f.buf, f.pipe = nil, nil, nil
 	if f.last {
-		c.gate.leave(f.held)
+		c.leave(f.held)
+	}
+}
+
+// leave ends a request's stay at the gate. A reader that is to stop waits for the
+// last of them, and answers meanwhile that there is no more to be had.
+func (c *conn) leave(held int64) {
+	if c.gate.leave(held) && c.stopping.Load() {
+		c.w.wake()
 	}
 }
 

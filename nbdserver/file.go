@@ -184,7 +184,7 @@ func (p *pipe) load(f *file, off, n int64) error {
 		}
 	})
 	if ctlErr != nil {
-		err = ctlErr
+		err = os.ErrClosed
 	}
 	if err != nil {
 		p.dirty = true

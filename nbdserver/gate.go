@@ -44,12 +44,14 @@ func (g *gate) enter(n int64) (held int64, ok bool) {
 	return n, true
 }
 
-func (g *gate) leave(held int64) {
+// leave gives back what a request held, and reports whether it was the last one.
+func (g *gate) leave(held int64) (last bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.slots++
 	g.bytes += held
 	g.room.Signal()
+	return g.slots == maxInFlight
 }
 
 // busy reports whether anything is inside.

@@ -88,7 +88,7 @@ func (r *reader) fill(headLen int) error {
 	for {
 		n, err := r.c.w.read(r.space[have:limit])
 		switch {
-		case err == errIdle && r.c.gate.busy():
+		case (err == errIdle || err == errWoken) && r.c.gate.busy():
 			continue
 		case err == io.EOF && have > 0:
 			return io.ErrUnexpectedEOF

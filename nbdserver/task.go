@@ -193,7 +193,7 @@ func (r *reader) writePiece(ctx context.Context, req request, w *writing, off, n
 	buf := c.srv.buffers.get(int(n))
 	if err := r.take(*buf); err != nil {
 		c.srv.buffers.put(buf)
-		c.gate.leave(held)
+		c.leave(held)
 		return err
 	}
 	t := &task{request: req, c: c, held: held}
@@ -211,7 +211,7 @@ func (t *task) writePiece(ctx context.Context, w *writing, buf *[]byte, off int6
 		w.first.CompareAndSwap(nil, &err)
 	}
 	if w.left.Add(-1) > 0 {
-		c.gate.leave(t.held)
+		c.leave(t.held)
 		return
 	}
 	if first := w.first.Load(); first != nil {

@@ -6,15 +6,14 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 // wire moves the bytes of the transmission phase. One goroutine reads, one at a
 // time writes; wake and cut may be called by anyone until close.
 type wire interface {
-	// read returns at least one byte, or io.EOF, errIdle, or errWoken once wake
-	// was called and nothing is there to be read.
+	// read returns at least one byte, or io.EOF, errIdle, or errWoken if wake was
+	// called since it last returned that and nothing is there to be read.
 	read(p []byte) (int, error)
 	// readFull fills p, or returns an error.
 	readFull(p []byte) error
@@ -26,7 +25,7 @@ type wire interface {
 	// zeroCopy reports whether splice works, and whether writev and splice
 	// return errSlow instead of waiting for a slow peer.
 	zeroCopy() bool
-	// wake makes read return errWoken when it has nothing to return.
+	// wake makes read return errWoken once it has nothing else to return.
 	wake()
 	// cut makes everything under way fail.
 	cut()
@@ -54,8 +53,8 @@ func newWire(nc net.Conn, idle time.Duration) wire {
 type connWire struct {
 	nc    net.Conn
 	idle  time.Duration
-	woken atomic.Bool
 	mu    sync.Mutex // orders deadlines with wake
+	woken bool
 }
 
 func (w *connWire) read(p []byte) (int, error) {
@@ -88,7 +87,7 @@ func (w *connWire) arm() {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.woken.Load() {
+	if !w.woken {
 		w.nc.SetReadDeadline(time.Now().Add(w.idle))
 	}
 }
@@ -97,10 +96,14 @@ func (w *connWire) readError(err error) error {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
-	if w.woken.Load() {
-		return errWoken
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.woken {
+		return errIdle
 	}
-	return errIdle
+	w.woken = false
+	w.nc.SetReadDeadline(time.Time{})
+	return errWoken
 }
 
 func (w *connWire) writev(bufs [][]byte) (int, error) {
@@ -122,7 +125,7 @@ func (w *connWire) close() error                   { return w.nc.Close() }
 func (w *connWire) wake() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.woken.Store(true)
+	w.woken = true
 	w.nc.SetReadDeadline(time.Unix(1, 0))
 }
 

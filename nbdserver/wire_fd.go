@@ -17,6 +17,11 @@ import (
 // writer is told, who may have better things to do.
 const patience = 50 * time.Millisecond
 
+// unixSendBuffer is the size asked for the send buffer of a unix socket: room for
+// some replies, so that the writer sleeps once where it would sleep a dozen
+// times. TCP sizes its buffers by itself.
+const unixSendBuffer = 512 << 10
+
 // fdWire is a wire over a socket, by system calls of its own.
 //
 // The socket is in blocking mode and outside the runtime's poller: the one
@@ -52,6 +57,9 @@ func newFDWire(nc net.Conn, idle time.Duration) (*fdWire, error) {
 	if err = errors.Join(ctlErr, err); err == nil {
 		err = w.configure()
 	}
+	if _, ok := nc.(*net.UnixConn); ok && err == nil {
+		w.growSendBuffer()
+	}
 	if err != nil {
 		unix.Close(w.event)
 		if w.fd >= 0 {
@@ -79,6 +87,14 @@ func (w *fdWire) configure() error {
 	return unix.SetNonblock(w.fd, false)
 }
 
+// growSendBuffer goes beyond net.core.wmem_max where the process may, and up to
+// it otherwise.
+func (w *fdWire) growSendBuffer() {
+	if unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, unixSendBuffer) != nil {
+		unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, unixSendBuffer)
+	}
+}
+
 func (w *fdWire) zeroCopy() bool { return true }
 
 func (w *fdWire) read(p []byte) (int, error) {
@@ -95,7 +111,7 @@ func (w *fdWire) read(p []byte) (int, error) {
 		case errno != unix.EAGAIN:
 			return 0, errno
 		}
-		if w.woken.Load() {
+		if w.woken.Swap(false) {
 			return 0, errWoken
 		}
 		if err := w.waitReadable(); err != nil {
@@ -119,6 +135,11 @@ func (w *fdWire) waitReadable() error {
 		return err
 	case n == 0:
 		return errIdle
+	}
+	if fds[1].Revents != 0 {
+		// It stays readable otherwise. What it tells of is in woken already.
+		var b [8]byte
+		unix.Read(w.event, b[:])
 	}
 	return nil
 }
@@ -194,9 +215,9 @@ func (w *fdWire) splice(p *pipe, n int) (int, error) {
 }
 
 func (w *fdWire) wake() {
-	w.woken.Store(true)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.woken.Store(true)
 	if !w.closed {
 		one := [8]byte{0: 1}
 		unix.Write(w.event, one[:])
