@@ -56,6 +56,9 @@ func (o CreateOptions) header() (*Header, error) {
 	if !ok || clusterBits < minClusterBits || clusterBits > maxClusterBits {
 		return nil, fmt.Errorf("cluster size %d is no power of two from 512 to 2 MiB", o.ClusterSize)
 	}
+	if o.ExtendedL2 && clusterBits < 14 {
+		return nil, fmt.Errorf("clusters of %d bytes are too small for subclusters", o.ClusterSize)
+	}
 	order, ok := log2(int64(o.RefcountBits))
 	if !ok || order > 6 {
 		return nil, fmt.Errorf("refcount width %d is no power of two from 1 to 64", o.RefcountBits)

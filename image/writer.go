@@ -54,6 +54,7 @@ type Writer struct {
 	locks      rangeLocks
 	bufs       sync.Pool // of *[]byte, one cluster each
 
+	length    atomic.Int64 // the file is at least so long
 	unsynced  atomic.Bool  // something was written since the last sync
 	started   atomic.Int64 // flushes
 	flushMu   sync.Mutex   // held to flush or to change the header; guards the next field

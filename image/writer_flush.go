@@ -107,12 +107,14 @@ func (w *Writer) pad() error {
 	}
 	want := w.refs.virgin << w.header.ClusterBits
 	if size >= want {
+		w.length.Store(want)
 		return nil
 	}
 	if err := w.st.Truncate(want); err != nil {
 		return fmt.Errorf("extend file to %d bytes: %w", want, err)
 	}
 	w.unsynced.Store(true)
+	w.length.Store(want)
 	return nil
 }
 

@@ -167,6 +167,12 @@ func (w *Writer) Locate(ctx context.Context, dst []block.Location, off, n int64)
 		}
 		switch {
 		case run.kind == normal && file != nil:
+			// Others can read there only what is not left out at the file's end.
+			if run.host+run.n > w.length.Load() {
+				if err := w.pad(); err != nil {
+					return dst, err
+				}
+			}
 			dst = append(dst, block.Location{Len: run.n, Kind: block.InFile, File: file, Off: run.host})
 		case run.kind == normal || run.kind == compressed:
 			dst = append(dst, block.Location{Len: run.n, Kind: block.Opaque})
