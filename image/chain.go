@@ -39,9 +39,9 @@ type ChainOptions struct {
 	// what the file above says, or else found in the same way; a raw file that a
 	// guest has written must therefore be named as raw.
 	Format string
-	// MapBytes bounds the memory of the merged map in bytes. Default: 64 MiB. A
-	// quarter of it on top may go into L1 tables, and 8 MiB into decompressed
-	// clusters.
+	// MapBytes bounds the memory of the merged map in bytes. Default: 64 MiB. On
+	// top of it, three eighths of it may go into L1 tables and into knowing which
+	// layers matter where, and 8 MiB into decompressed clusters.
 	MapBytes int64
 	// LayerName gives the name of a layer in Layers and Changed. Default: the
 	// base name of the path without its extension.
@@ -69,7 +69,8 @@ type Chain struct {
 
 	pools    pools
 	regions  *cache[*region]
-	clusters *cache[[]byte] // decompressed
+	holders  *cache[holders] // of regions whose map may be gone
+	clusters *cache[[]byte]  // decompressed
 	closers  []func() error
 }
 
@@ -202,6 +203,7 @@ func (c *Chain) shareMemory(mapBytes int64) {
 	}
 	c.regionBits = uint(min(max(bits, minRegionBits), maxRegionBits))
 	c.regions = newCache(mapBytes, (*region).cost)
+	c.holders = newCache(mapBytes/8, holders.cost)
 	c.clusters = newCache(clusterBytes, func(b []byte) int64 { return int64(len(b)) })
 }
 

@@ -13,6 +13,9 @@ const (
 	mapExtents = 16 << 10
 )
 
+// holdersDepth is from which depth on it is worth knowing who holds what.
+const holdersDepth = 8
+
 // region returns the merged map of region i, which the caller must not change.
 func (c *Chain) region(ctx context.Context, i int64) (*region, error) {
 	if r, ok := c.regions.lookup(uint64(i)); ok {
@@ -24,10 +27,15 @@ func (c *Chain) region(ctx context.Context, i int64) (*region, error) {
 		base := i << c.regionBits
 		n := min(c.size-base, 1<<c.regionBits)
 		m.begin(base, n)
-		if err := m.layers(ctx, c.layers); err != nil {
+		known, ok := c.holders.lookup(uint64(i))
+		if err := m.layers(ctx, c.layers, known); err != nil {
 			return nil, err
 		}
-		return m.region(n), nil
+		r := m.region(n)
+		if !ok && len(c.layers) >= holdersDepth {
+			c.holders.put(uint64(i), r.holders(len(c.layers)))
+		}
+		return r, nil
 	})
 }
 
@@ -300,7 +308,7 @@ func (c *Chain) Changed(ctx context.Context, since string, off, n int64) ([]bloc
 	for end := off + n; off < end && depth > 0; {
 		next := min(end, (off>>c.regionBits+1)<<c.regionBits)
 		m.begin(off, next-off)
-		if err := m.layers(ctx, above); err != nil {
+		if err := m.layers(ctx, above, nil); err != nil {
 			return nil, err
 		}
 		m.cut(oldSize)

@@ -3,6 +3,7 @@ package image
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 )
 
@@ -139,13 +140,19 @@ func (m *merge) cut(size int64) {
 	}
 }
 
-// layers lets each layer claim its part, from the top down.
-func (m *merge) layers(ctx context.Context, layers []layer) error {
+// layers lets each layer claim its part, from the top down; if known is not nil,
+// only those in it, the others being known to have none.
+func (m *merge) layers(ctx context.Context, layers []layer, known holders) error {
+	size := int64(math.MaxInt64)
 	for i, l := range layers {
+		size = min(size, l.Size())
+		if known != nil && !known.has(i) {
+			continue
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		m.cut(l.Size())
+		m.cut(size)
 		if len(m.open) == 0 {
 			return nil
 		}
@@ -154,6 +161,25 @@ func (m *merge) layers(ctx context.Context, layers []layer) error {
 		}
 	}
 	return nil
+}
+
+// holders is the set of layers that a region's runs lie in: what is worth keeping
+// of a map that had to go, because making it again then asks few layers.
+type holders []uint64
+
+func (h holders) has(i int) bool { return h[i/64]>>(i%64)&1 != 0 }
+
+func (h holders) cost() int64 { return int64(len(h))*8 + 128 }
+
+// holders returns the set for a chain of depth layers.
+func (r *region) holders(depth int) holders {
+	h := make(holders, (depth+63)/64)
+	for _, l := range r.locs {
+		if i := l.layer(); i != noLayer {
+			h[i/64] |= 1 << (i % 64)
+		}
+	}
+	return h
 }
 
 // region returns the result: the claims, and holes where nobody made one.

@@ -119,6 +119,15 @@ func (c *cache[V]) fly(key uint64, f *flight[V], build func() (V, error)) {
 	f.value, f.err = build()
 }
 
+// put keeps a value that did not have to be waited for.
+func (c *cache[V]) put(key uint64, v V) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.lookup(key); !ok {
+		c.insert(key, v)
+	}
+}
+
 // insert adds a value, and drops others to make room. c.mu is held.
 func (c *cache[V]) insert(key uint64, v V) {
 	s := &slot[V]{key: key, value: v, cost: c.cost(v)}
