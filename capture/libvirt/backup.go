@@ -181,14 +181,15 @@ func (h handle) endStale(ctx context.Context) error {
 }
 
 // endJob ends the machine's backup job and waits until libvirt has forgotten it.
+// With a machine that ends its job does too.
 func (h handle) endJob(ctx context.Context) error {
-	err := h.conn.DomainAbortJob(h.dom)
+	aborted := h.conn.DomainAbortJob(h.dom)
 	for {
-		_, xerr := h.conn.DomainBackupGetXMLDesc(h.dom, 0)
-		if hasCode(xerr, libvirt.ErrNoDomainBackup, libvirt.ErrNoDomain, libvirt.ErrOperationInvalid) {
+		_, err := h.conn.DomainBackupGetXMLDesc(h.dom, 0)
+		if hasCode(err, libvirt.ErrNoDomainBackup, libvirt.ErrNoDomain, libvirt.ErrOperationInvalid) || h.ending() {
 			return nil
 		}
-		if err = errors.Join(err, xerr); err != nil {
+		if err = errors.Join(aborted, err); err != nil {
 			return explain(ctx, "end backup job", err)
 		}
 		select {

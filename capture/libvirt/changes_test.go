@@ -264,9 +264,7 @@ func TestJobsThatGetInTheWay(t *testing.T) {
 		if _, err := r.vm.Conn.DomainBackupGetXMLDesc(r.vm.Domain, 0); err != nil {
 			t.Errorf("the other program's job: got %v, want it to run", err)
 		}
-		if err := r.vm.Conn.DomainAbortJob(r.vm.Domain); err != nil {
-			t.Fatal(err)
-		}
+		r.abortJob(t)
 	})
 	t.Run("a job that somebody ends fails the instant", func(t *testing.T) {
 		inst := r.begin(t, "ended", base.since())
@@ -320,6 +318,21 @@ func TestJobsThatGetInTheWay(t *testing.T) {
 		}
 		r.leftovers(t)
 	})
+}
+
+// abortJob ends the machine's job and waits until libvirt has.
+func (r *rig) abortJob(t *testing.T) {
+	t.Helper()
+	if err := r.vm.Conn.DomainAbortJob(r.vm.Domain); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if _, err := r.vm.Conn.DomainBackupGetXMLDesc(r.vm.Domain, 0); err != nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("job does not end")
 }
 
 // readFails expects every read of the instant to fail soon and to say why.

@@ -24,8 +24,12 @@ var (
 // Size implements block.Device.
 func (e exported) Size() int64 { return e.dev.Size() }
 
-// ReadAt implements block.Device.
+// ReadAt implements block.Device. It fails as soon as the instant is known to be
+// none any more: there is no use in reading the rest.
 func (e exported) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := e.instant.reason(); err != nil {
+		return err
+	}
 	return e.explain(ctx, e.dev.ReadAt(ctx, p, off))
 }
 

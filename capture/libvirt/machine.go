@@ -64,7 +64,7 @@ func (m *machine) event(e libvirt.DomainEventType) {
 	switch e {
 	case libvirt.DomainEventStarted:
 		m.fail("it was started")
-	case libvirt.DomainEventStopped:
+	case libvirt.DomainEventShutdown, libvirt.DomainEventStopped:
 		m.fail("it stopped")
 	case libvirt.DomainEventCrashed:
 		m.fail("it crashed")
@@ -110,6 +110,23 @@ func (m *machine) check() error {
 		m.fail("it stopped")
 	case now.ID != m.dom.ID:
 		m.fail("it was started")
+	case m.running && m.ending():
+		m.fail("it stopped")
 	}
 	return m.reason()
+}
+
+// ending reports whether the machine's QEMU has stopped for good or is about to.
+// With a backup job libvirt can take half a minute to notice that its QEMU has
+// ended after a shutdown, and answers other questions only then.
+func (h handle) ending() bool {
+	state, _, err := h.conn.DomainGetState(h.dom, 0)
+	if err != nil {
+		return hasCode(err, libvirt.ErrNoDomain)
+	}
+	switch libvirt.DomainState(state) {
+	case libvirt.DomainShutdown, libvirt.DomainShutoff, libvirt.DomainCrashed:
+		return true
+	}
+	return false
 }

@@ -176,7 +176,7 @@ func (r *rig) read(t *testing.T, inst capture.Instant, older point) point {
 			if err := f.Truncate(d.Device.Size()); err != nil {
 				t.Fatal(err)
 			}
-			copyRange(t, f, d.Device, 0, d.Device.Size())
+			copyRange(t, f, d.Device, 0, d.Device.Size(), true)
 			continue
 		}
 		run(t, "cp", "--sparse=always", older.files[d.Key], f.Name())
@@ -188,13 +188,15 @@ func (r *rig) read(t *testing.T, inst capture.Instant, older point) point {
 			t.Fatal(err)
 		}
 		for _, c := range ranges {
-			copyRange(t, f, d.Device, c.Off, c.Len)
+			copyRange(t, f, d.Device, c.Off, c.Len, false)
 		}
 	}
 	return p
 }
 
-func copyRange(t *testing.T, f *os.File, d block.Device, off, n int64) {
+// copyRange copies a range of a device to a file that holds something else there,
+// or nothing at all.
+func copyRange(t *testing.T, f *os.File, d block.Device, off, n int64, blank bool) {
 	t.Helper()
 	err := block.MapAll(t.Context(), d, off, n, func(e block.Extent) error {
 		buf := make([]byte, min(e.Len, 1<<20))
@@ -207,7 +209,7 @@ func copyRange(t *testing.T, f *os.File, d block.Device, off, n int64) {
 			} else {
 				clear(b)
 			}
-			if e.Kind == block.Data || isData(t, f, o, b) {
+			if e.Kind == block.Data || !blank && isData(t, f, o, b) {
 				if _, err := f.WriteAt(b, o); err != nil {
 					return err
 				}

@@ -288,11 +288,9 @@ func (i *running) cleanUp() error {
 	cp, lerr := h.conn.DomainCheckpointLookupByName(h.dom, i.plan.name, 0)
 	switch {
 	case lerr == nil:
-		derr := h.deleteCheckpoint(ctx, cp)
-		if active, aerr := h.conn.DomainIsActive(h.dom); aerr == nil && active == 0 {
-			derr = nil // it goes with the next instant: bitmaps change only while the machine runs
+		if !h.ending() { // else it goes with the next instant: bitmaps change only while the machine runs
+			err = errors.Join(err, h.deleteCheckpoint(ctx, cp))
 		}
-		err = errors.Join(err, derr)
 	case !hasCode(lerr, libvirt.ErrNoDomainCheckpoint, libvirt.ErrNoDomain):
 		err = errors.Join(err, explain(ctx, "look up checkpoint "+i.plan.name, lerr))
 	}

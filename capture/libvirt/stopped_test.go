@@ -25,23 +25,12 @@ func TestMachineThatStopsAndStarts(t *testing.T) {
 	base := r.read(t, inst, point{})
 	finish(t, inst)
 
-	// Shut down in the middle of a capture.
-	inst = r.begin(t, "interrupted", base.since())
 	guesttest.Exec(t, r.vm, "head -c 1000000 /dev/urandom >/dev/vdb; head -c 2000000 /dev/urandom >/dev/vdc; head -c 2000000 /dev/urandom >/late; sync")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := r.vm.Shutdown(ctx); err != nil {
 		t.Fatal(err)
 	}
-	readFails(t, inst)
-	if err := inst.Err(); !errors.Is(err, capture.ErrVMChanged) {
-		t.Errorf("error of the interrupted instant: got %v, want ErrVMChanged", err)
-	}
-	if err := inst.Close(); err != nil {
-		t.Errorf("close of the interrupted instant: %v", err)
-	}
-	r.leftovers(t)
-
 	// Capture the stopped machine.
 	inst = r.begin(t, "stopped", base.since())
 	if c := inst.Config(); c.Running || c.Consistency != "clean" || c.Definition == "" {
@@ -87,10 +76,27 @@ func TestMachineThatStopsAndStarts(t *testing.T) {
 		t.Errorf("checkpoints: got %s, want %s", got, want)
 	}
 
+	// Shut down in the middle of a capture.
+	inst = r.begin(t, "interrupted", again.since())
+	if err := r.vm.Conn.DomainShutdown(r.vm.Domain); err != nil {
+		t.Fatal(err)
+	}
+	for inst.Err() == nil && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+	readFails(t, inst)
+	if err := inst.Err(); !errors.Is(err, capture.ErrVMChanged) {
+		t.Errorf("error of the interrupted instant: got %v, want ErrVMChanged", err)
+	}
+	if err := inst.Close(); err != nil {
+		t.Errorf("close of the interrupted instant: %v", err)
+	}
+
 	// Pull the plug: its disks are not clean.
 	if err := r.vm.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	r.leftovers(t)
 	inst = r.begin(t, "unplugged", again.since())
 	if c := inst.Config(); c.Consistency != "crash" || len(c.Notes) == 0 {
 		t.Errorf("config after the plug was pulled: got consistency %s, notes %q", c.Consistency, c.Notes)
