@@ -114,11 +114,11 @@ func (s replyStyle) appendExtents(b []byte, r *request, done bool, id uint32, ex
 // one extent, none beyond the range, neighbours of different states. With one
 // set there is a single extent.
 func (c *conn) extents(ctx context.Context, m metaContext, off, n int64, one bool) ([]extent, error) {
-	l := extentList{limit: maxExtents}
+	l := extentList{limit: maxExtents, pos: off, grain: max(statusGrain, int64(c.x.MinBlock)), dirty: m.since != ""}
 	if one {
 		l.limit = 1
 	}
-	for step := 0; n > 0 && step < maxStatusSteps; step++ {
+	for step := 0; n > 0 && step < maxStatusSteps && !l.full; step++ {
 		var did int64
 		var err error
 		if m.since == "" {
@@ -129,22 +129,67 @@ func (c *conn) extents(ctx context.Context, m metaContext, off, n int64, one boo
 		if err != nil {
 			return nil, err
 		}
-		if l.full {
-			break
-		}
 		off, n = off+did, n-did
+	}
+	if n == 0 || len(l.exts) == 0 {
+		l.emit(l.part, l.state)
 	}
 	return l.exts, nil
 }
 
-// extentList gathers extents up to a limit.
+// statusGrain is the least length of an extent in bytes, but for those at the
+// ends of a request. Clients are known to think in sectors, and to round the end
+// of an extent of zeroes up.
+const statusGrain = 512
+
+// extentList gathers extents up to a limit. Where a state ends within a grain,
+// the grain gets a state that is safe for both sides: data wins over zeroes, zeroes
+// over a hole, dirty over clean.
 type extentList struct {
 	exts  []extent
 	limit int
-	full  bool // what was added last, and follows, is not in exts
+	full  bool  // what was emitted last, and follows, is not in exts
+	pos   int64 // in the device, of the end of what was added
+	grain int64
+	dirty bool // states are those of a dirty bitmap
+
+	part  int64 // bytes of a grain that is not complete
+	state uint32
 }
 
+// add continues the list with n bytes in a state.
 func (l *extentList) add(n int64, state uint32) {
+	for n > 0 && !l.full {
+		step := n - n%l.grain
+		if into := l.pos % l.grain; into != 0 || step == 0 {
+			step = min(n, l.grain-into)
+			l.mix(step, state)
+		} else {
+			l.emit(step, state)
+		}
+		l.pos += step
+		n -= step
+		if l.part > 0 && l.pos%l.grain == 0 {
+			l.emit(l.part, l.state)
+			l.part = 0
+		}
+	}
+}
+
+// mix adds n bytes to the grain that is not complete.
+func (l *extentList) mix(n int64, state uint32) {
+	switch {
+	case l.part == 0:
+		l.state = state
+	case l.dirty:
+		l.state |= state
+	default:
+		l.state &= state
+	}
+	l.part += n
+}
+
+func (l *extentList) emit(n int64, state uint32) {
 	last := len(l.exts) - 1
 	switch {
 	case n == 0 || l.full:

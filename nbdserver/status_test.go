@@ -39,10 +39,10 @@ func (s striped) Map(_ context.Context, off, n int64) ([]block.Extent, error) {
 
 func TestBlockStatus(t *testing.T) {
 	d := &changing{block.Wrapped{Inner: &filed{size: 1 << 20, locs: []block.Location{
-		{Len: 300, Kind: block.InNothing}, {Len: 500 << 10, Kind: block.InFile},
-		{Len: 100 << 10, Kind: block.InNothing}, {Len: 424<<10 - 300, Kind: block.InNothing}}}},
+		{Len: 300, Kind: block.InNothing}, {Len: 501<<10 - 400, Kind: block.InFile},
+		{Len: 100 << 10, Kind: block.InNothing}, {Len: 423<<10 + 100, Kind: block.InNothing}}}},
 		map[string][]block.Range{
-			"mon": {{Off: 0, Len: 4096}, {Off: 8192, Len: 4096}, {Off: 12288, Len: 4096}},
+			"mon": {{Off: 100, Len: 3500}, {Off: 3601, Len: 1}, {Off: 8192, Len: 4096}, {Off: 12288, Len: 4096}},
 			"tue": nil,
 		}}
 	s := serve(t, nbdserver.Options{}, nbdserver.Export{Device: d, Since: []string{"mon", "tue", "gone"}})
@@ -54,11 +54,11 @@ func TestBlockStatus(t *testing.T) {
 		want   map[uint32][]descriptor
 	}{
 		{"everything, neighbours joined", 0, 0, 1 << 20, map[uint32][]descriptor{
-			1: {{300, 3}, {500 << 10, 0}, {524<<10 - 300, 3}},
+			1: {{501 << 10, 0}, {523 << 10, 3}},
 			2: {{4096, 1}, {4096, 0}, {8192, 1}, {1<<20 - 16384, 0}},
 			3: {{1 << 20, 0}}}},
-		{"a part", 0, 200, 200, map[uint32][]descriptor{1: {{100, 3}, {100, 0}}, 2: {{200, 1}}, 3: {{200, 0}}}},
-		{"one extent of each", fReqOne, 4000, 10000, map[uint32][]descriptor{1: {{10000, 0}}, 2: {{96, 1}}, 3: {{10000, 0}}}},
+		{"a sector that is data in part is data", 0, 200, 200, map[uint32][]descriptor{1: {{200, 0}}, 2: {{200, 1}}, 3: {{200, 0}}}},
+		{"one extent of each", fReqOne, 4000, 10000, map[uint32][]descriptor{1: {{10000, 0}}, 2: {{4192, 0}}, 3: {{10000, 0}}}},
 		{"the last byte", 0, 1<<20 - 1, 1, map[uint32][]descriptor{1: {{1, 3}}, 2: {{1, 0}}, 3: {{1, 0}}}},
 	}
 	for _, st := range styles[1:] {
