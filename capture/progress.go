@@ -37,6 +37,10 @@ func (p *progress) now() Progress {
 	return Progress{Phase: p.phase, Disk: p.disk, Done: p.done.Load(), Total: p.total.Load()}
 }
 
+// reportTimeout bounds how long a target that does not answer delays the end of a
+// capture.
+const reportTimeout = 10 * time.Second
+
 // report tells the target and the caller how far the capture is until the
 // function it returns is called, and once more then. A target that cancelled the
 // draft makes it call cancel.
@@ -50,7 +54,9 @@ func (r *run) report(ctx context.Context, cancel context.CancelCauseFunc) (stop 
 		if r.committed() {
 			return
 		}
-		err := r.draft.Report(ctx, p)
+		limited, done := context.WithTimeout(ctx, reportTimeout)
+		err := r.draft.Report(limited, p)
+		done()
 		switch {
 		case errors.Is(err, ErrCancelled):
 			cancel(err)

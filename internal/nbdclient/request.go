@@ -2,7 +2,6 @@ package nbdclient
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"syscall"
@@ -74,8 +73,8 @@ func (r *request) finish(err error) {
 
 // explain turns the outcome of a command into the words of package block.
 func (r *request) explain(err error) error {
-	var e *libnbd.LibnbdError
-	if err == nil || !errors.As(err, &e) {
+	e, ok := err.(*libnbd.LibnbdError) // not one wrapped in the loss of the connection
+	if !ok {
 		return err
 	}
 	var cause error = e
