@@ -110,6 +110,7 @@ func format(st storage, h *Header) error {
 		st: st, clusterBits: h.ClusterBits, order: h.RefcountOrder,
 		table: make([]uint64, cs/8), tableOff: cs,
 		blocks: newMetaCache(maxL1Bytes, cs), wrote: func() {}, freed: func(int64) {},
+		tables: map[int64]struct{}{},
 	}
 	// The header in cluster 0, the refcount table, its first block; then whatever
 	// it takes to get so many clusters in a row for the L1 table.
@@ -119,6 +120,7 @@ func format(st storage, h *Header) error {
 	if err := r.set(0, 2, 1); err != nil {
 		return err
 	}
+	r.reserve(0, 2*cs)
 	l1, err := r.allocExactly((int64(h.L1Size)*8 + cs - 1) >> h.ClusterBits)
 	if err != nil {
 		return err

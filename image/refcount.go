@@ -19,6 +19,11 @@ type refcounts struct {
 	moved    bool     // the whole table has to be written and the header told
 	blocks   *metaCache
 
+	// tables are the clusters that hold the header and the tables of the active
+	// disk. Refcounts that call them free, and L2 entries that refer to them, are
+	// damage that must not be acted upon.
+	tables map[int64]struct{}
+
 	next    int64     // no cluster below it is free
 	virgin  int64     // no cluster from here on was ever written
 	retired []hostRun // old places of the table; free once the header forgot them
@@ -84,9 +89,6 @@ func (r *refcounts) block(c int64) (*metaTable, error) {
 		return b, nil
 	}
 	off := int64(r.table[i])
-	if off&(r.clusterSize()-1) != 0 || off < 0 || off >= maxHost {
-		return nil, corrupt("refcount block %d at %#x", i, off)
-	}
 	data, err := r.room()
 	if err != nil {
 		return nil, err
@@ -124,12 +126,16 @@ func (r *refcounts) ensureBlock(c, at int64) (made bool, err error) {
 	if r.table[i] != 0 {
 		return false, nil
 	}
+	if err := r.guard(at, 1); err != nil {
+		return false, err
+	}
 	data, err := r.room()
 	if err != nil {
 		return false, err
 	}
 	clear(data)
 	b := r.blocks.add(i, at<<r.clusterBits, data)
+	r.reserve(b.off, 1)
 	r.blocks.touch(b, 0, len(data))
 	r.table[i] = uint64(b.off)
 	r.touchTable(int(i))
@@ -144,11 +150,45 @@ func (r *refcounts) touchTable(i int) {
 	r.lo, r.hi = min(r.lo, i), max(r.hi, i+1)
 }
 
+// reserve notes that a range of the file holds a table.
+func (r *refcounts) reserve(off, n int64) {
+	for c := off >> r.clusterBits; c<<r.clusterBits < off+n; c++ {
+		r.tables[c] = struct{}{}
+	}
+}
+
+// claim is reserve for a table that an existing file is said to have. Tables of
+// the active disk lie inside the file, on clusters that are theirs alone, or the
+// file is damaged.
+func (r *refcounts) claim(off, n int64) error {
+	if off&(r.clusterSize()-1) != 0 || off < 0 || off+n > r.virgin<<r.clusterBits {
+		return corrupt("table of %d bytes at %#x; repair the file with: qemu-img check -r all", n, off)
+	}
+	if err := r.guard(off>>r.clusterBits, (n+r.clusterSize()-1)>>r.clusterBits); err != nil {
+		return err
+	}
+	r.reserve(off, n)
+	return nil
+}
+
+// guard returns an error if one of n clusters from c on holds a table.
+func (r *refcounts) guard(c, n int64) error {
+	for i := c; i < c+n; i++ {
+		if _, ok := r.tables[i]; ok {
+			return corrupt("something else overlaps the table at %#x; repair the file with: qemu-img check -r all", i<<r.clusterBits)
+		}
+	}
+	return nil
+}
+
 // set gives n clusters from c on, of one block that exists, the refcount v.
 func (r *refcounts) set(c, n int64, v uint64) error {
 	b, err := r.block(c)
 	if err != nil {
 		return err
+	}
+	if b == nil {
+		return corrupt("no refcount block for the cluster at %#x", c<<r.clusterBits)
 	}
 	i := c % r.perBlock()
 	for k := i; k < i+n; k++ {
@@ -200,6 +240,9 @@ func (r *refcounts) alloc(want int64) (hostRun, error) {
 		if (c+n)<<r.clusterBits >= maxHost {
 			return hostRun{}, fmt.Errorf("allocate %d clusters: the file would grow beyond 64 PiB", want)
 		}
+		if err := r.guard(c, n); err != nil {
+			return hostRun{}, err
+		}
 		r.next = c + n
 		return hostRun{c, n}, r.set(c, n, 1)
 	}
@@ -229,6 +272,9 @@ search:
 		}
 		break
 	}
+	if err := r.guard(c, n); err != nil {
+		return hostRun{}, err
+	}
 	for i := c; i < c+n; i++ {
 		if err := r.set(i, 1, 1); err != nil {
 			return hostRun{}, err
@@ -254,6 +300,7 @@ func (r *refcounts) add(c int64, delta int) (uint64, error) {
 		return 0, err
 	}
 	if v == 0 {
+		delete(r.tables, c)
 		r.next = min(r.next, c)
 		r.freed(c)
 	}
@@ -297,6 +344,7 @@ func (r *refcounts) growTable(i int64) error {
 		return fmt.Errorf("grow refcount table: %w", err)
 	}
 	r.tableOff, r.moved = run.first<<r.clusterBits, true
+	r.reserve(r.tableOff, n<<r.clusterBits)
 	r.retired = append(r.retired, was)
 	return nil
 }
@@ -315,6 +363,9 @@ func (r *refcounts) usedBeyond(i int) bool {
 func (r *refcounts) takeAt(c int64) (bool, error) {
 	b, err := r.block(c)
 	if b == nil || err != nil || countAt(b.data, r.order, c%r.perBlock()) != 0 {
+		return false, err
+	}
+	if err := r.guard(c, 1); err != nil {
 		return false, err
 	}
 	if c == r.next {

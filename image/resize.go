@@ -93,6 +93,7 @@ func (w *Writer) growL1(n int64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.give(w.header.L1Offset, max(was*8, 1))
+	w.refs.reserve(off, n*8)
 	w.l2.l1 = l1
 	w.header.L1Size, w.header.L1Offset = uint32(n), off
 	return nil

@@ -4,6 +4,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"syscall"
 )
 
 // op is one thing done to a memFile: a write, a truncation or a sync.
@@ -47,6 +48,9 @@ func (f *memFile) do(o op) error {
 		if err := f.fault(f.n-1, o); err != nil {
 			return err
 		}
+	}
+	if max(o.off+int64(len(o.data)), o.size) > 256<<20 {
+		return syscall.EFBIG
 	}
 	f.data = o.apply(f.data)
 	if o.data != nil {

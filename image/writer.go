@@ -130,6 +130,16 @@ func newWriter(path string, st storage, o WriterOptions) (*Writer, error) {
 	if w.refs, err = openRefcounts(st, h, o.CacheBytes/4); err != nil {
 		return nil, err
 	}
+	if err := w.refs.claim(h.L1Offset, int64(h.L1Size)*8); err != nil {
+		return nil, err
+	}
+	for _, e := range w.l2.l1 {
+		if off := int64(e & entryOffset); off != 0 {
+			if err := w.refs.claim(off, h.ClusterSize()); err != nil {
+				return nil, err
+			}
+		}
+	}
 	w.refs.wrote = func() { w.unsynced.Store(true) }
 	w.refs.freed = w.forgetPacking
 	if h.Autoclear != 0 {
@@ -164,12 +174,25 @@ func openRefcounts(st storage, h *Header, cacheBytes int64) (*refcounts, error) 
 	if err != nil {
 		return nil, fmt.Errorf("read refcount table: %w", err)
 	}
-	return &refcounts{
+	r := &refcounts{
 		st: st, clusterBits: h.ClusterBits, order: h.RefcountOrder,
 		table: table, tableOff: h.RefcountTableOffset,
 		blocks: newMetaCache(cacheBytes, h.ClusterSize()),
+		tables: map[int64]struct{}{},
 		virgin: (size + h.ClusterSize() - 1) >> h.ClusterBits,
-	}, nil
+	}
+	r.reserve(0, h.ClusterSize())
+	if err := r.claim(h.RefcountTableOffset, int64(len(table))*8); err != nil {
+		return nil, err
+	}
+	for _, off := range table {
+		if off != 0 {
+			if err := r.claim(int64(off), h.ClusterSize()); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return r, nil
 }
 
 // patchHeader changes some bytes of the header's first sector with one write,

@@ -125,6 +125,15 @@ func (w *Writer) place(off, n int64, peek bool) (placement, error) {
 			return s, err
 		}
 	}
+	if !s.taken {
+		at := s.host >> w.header.ClusterBits
+		if at+s.n > w.refs.virgin {
+			return s, corrupt("cluster at %#x, beyond the end of the file", s.host)
+		}
+		if err := w.refs.guard(at, s.n); err != nil {
+			return s, err
+		}
+	}
 	table.pins++
 	return s, nil
 }
@@ -342,6 +351,7 @@ func (w *Writer) tableFor(i int64, peek bool) (*metaTable, error) {
 		w.give(old.off, w.ClusterSize())
 	}
 	m := t.cache.add(i, run.first<<w.header.ClusterBits, data)
+	w.refs.reserve(m.off, 1)
 	t.cache.touch(m, 0, len(data))
 	t.l1[i] = uint64(m.off) | entryCopied
 	w.touchL1(int(i))
