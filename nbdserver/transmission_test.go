@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -280,9 +281,14 @@ func TestDisconnectFinishesWhatIsInFlight(t *testing.T) {
 }
 
 func TestDeviceErrorsBecomeProtocolErrors(t *testing.T) {
-	var fail error
+	var fail atomic.Pointer[error]
 	mem := blocktest.NewMemory(1 << 20)
-	d := blocktest.NewFaulty(mem, func(context.Context, string, int64, int64) error { return fail })
+	d := blocktest.NewFaulty(mem, func(context.Context, string, int64, int64) error {
+		if err := fail.Load(); err != nil {
+			return *err
+		}
+		return nil
+	})
 	s := serve(t, nbdserver.Options{}, export("", d))
 	for _, tt := range []struct {
 		name string
@@ -315,9 +321,9 @@ func TestDeviceErrorsBecomeProtocolErrors(t *testing.T) {
 				case cmdWrite:
 					payload = make([]byte, n)
 				}
-				fail = tt.err
+				fail.Store(&tt.err)
 				got := c.do(tt.cmd, 0, 0, n, payload).errno
-				fail = nil
+				fail.Store(nil)
 				if got != tt.want {
 					t.Errorf("error: got %d, want %d", got, tt.want)
 				}
