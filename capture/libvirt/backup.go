@@ -151,21 +151,30 @@ func explainBegin(f *folder, err error) error {
 	return err
 }
 
-// endStale ends a backup job that a capture left behind when it died. A job that
-// somebody is at is an error that says whose.
-func (h handle) endStale(ctx context.Context) error {
+// job returns the socket of the machine's backup job, and whether there is one.
+func (h handle) job(ctx context.Context) (socket string, found bool, err error) {
 	description, err := h.conn.DomainBackupGetXMLDesc(h.dom, 0)
-	if hasCode(err, libvirt.ErrNoDomainBackup) {
-		return nil
+	if hasCode(err, libvirt.ErrNoDomainBackup, libvirt.ErrNoDomain, libvirt.ErrOperationInvalid) {
+		return "", false, nil
 	}
 	if err != nil {
-		return explain(ctx, "look for a backup job", err)
+		return "", false, explain(ctx, "look for a backup job", err)
 	}
 	var job backupXML
 	if err := xml.Unmarshal([]byte(description), &job); err != nil {
-		return fmt.Errorf("parse backup job: %w", err)
+		return "", false, fmt.Errorf("parse backup job: %w", err)
 	}
-	path, ours := folderOf(job.Server.Socket)
+	return job.Server.Socket, true, nil
+}
+
+// endStale ends a backup job that a capture left behind when it died. A job that
+// somebody is at is an error that says whose.
+func (h handle) endStale(ctx context.Context) error {
+	socket, found, err := h.job(ctx)
+	if err != nil || !found {
+		return err
+	}
+	path, ours := folderOf(socket)
 	if !ours {
 		return fmt.Errorf("a backup job of another program is running; wait until it has ended, or end it with: virsh domjobabort %s", h.dom.Name)
 	}
@@ -177,20 +186,27 @@ func (h handle) endStale(ctx context.Context) error {
 		return errors.New("another capture of the machine is running; wait until it has ended, or cancel it")
 	}
 	h.log.Info("ending the backup job of a capture that died", "folder", path)
-	return errors.Join(h.endJob(ctx), os.RemoveAll(path))
+	return errors.Join(h.endJob(ctx, socket), os.RemoveAll(path))
 }
 
-// endJob ends the machine's backup job and waits until libvirt has forgotten it.
-// With a machine that ends its job does too.
-func (h handle) endJob(ctx context.Context) error {
-	aborted := h.conn.DomainAbortJob(h.dom)
-	for {
-		_, err := h.conn.DomainBackupGetXMLDesc(h.dom, 0)
-		if hasCode(err, libvirt.ErrNoDomainBackup, libvirt.ErrNoDomain, libvirt.ErrOperationInvalid) || h.ending() {
+// endJob ends the backup job with the NBD server at socket and waits until
+// libvirt has forgotten it. A job of somebody else stays, and with a machine that
+// ends its job does too.
+func (h handle) endJob(ctx context.Context, socket string) error {
+	for aborted := false; ; {
+		now, found, err := h.job(ctx)
+		if err != nil {
+			return err
+		}
+		if !found || now != socket || h.ending() {
 			return nil
 		}
-		if err = errors.Join(aborted, err); err != nil {
-			return explain(ctx, "end backup job", err)
+		if !aborted {
+			err := h.conn.DomainAbortJob(h.dom)
+			if err != nil && !hasCode(err, libvirt.ErrOperationInvalid) && !h.ending() { // none, or none any more
+				return explain(ctx, "end backup job", err)
+			}
+			aborted = true
 		}
 		select {
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/digitalocean/go-libvirt"
@@ -17,6 +18,7 @@ import (
 type conn struct {
 	*libvirt.Libvirt
 	net net.Conn
+	cut atomic.Bool // closed by the end of a context
 }
 
 // fixed is a dialer for a connection that exists.
@@ -57,10 +59,25 @@ func explainDial(socket string, err error) error {
 }
 
 // bound closes the connection when ctx ends. release undoes that and reports
-// whether it was in time.
+// whether it was in time; when it returns the connection is closed or stays open.
 func (c *conn) bound(ctx context.Context) (release func() bool) {
-	return context.AfterFunc(ctx, func() { c.net.Close() })
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		c.cut.Store(true)
+		c.net.Close()
+	})
+	return func() bool {
+		if stop() {
+			return true
+		}
+		<-done
+		return false
+	}
 }
+
+// usable reports whether the connection is still there.
+func (c *conn) usable() bool { return !c.cut.Load() && c.IsConnected() }
 
 // hangUp ends the connection.
 func (c *conn) hangUp() {

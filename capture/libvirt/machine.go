@@ -26,7 +26,8 @@ type machine struct {
 	handle
 	socket  string
 	host    string
-	running bool // when the instant was taken
+	running bool        // when the instant was taken
+	release func() bool // makes the connection independent of Begin's context
 
 	cancel context.CancelFunc // ends the watch
 	done   chan struct{}      // closed when the watch has ended
@@ -53,6 +54,23 @@ func (m *machine) watch() error {
 		}
 	}()
 	return nil
+}
+
+// uncut calls fn with a connection that the end of ctx does not close. Something
+// half begun would be hard to undo.
+func (m *machine) uncut(ctx context.Context, fn func(context.Context) error) error {
+	if !m.release() {
+		return ctx.Err()
+	}
+	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*callTimeout)
+	defer cancel()
+	m.release = m.conn.bound(patient)
+	err := fn(patient)
+	if !m.release() && err == nil {
+		err = patient.Err()
+	}
+	m.release = m.conn.bound(ctx)
+	return err
 }
 
 func (m *machine) unwatch() {

@@ -68,7 +68,11 @@ func (s *Source) beginRunning(ctx context.Context, m *machine, r capture.Request
 			err = errors.Join(err, i.giveUp())
 		}
 	}()
-	consistency, note, err := s.frozenly(ctx, m, d, func() error { return i.plan.start(ctx, m.handle) })
+	var consistency, note string
+	err = m.uncut(ctx, func(ctx context.Context) error {
+		consistency, note, err = s.frozenly(ctx, m, d, func() error { return i.plan.start(ctx, m.handle) })
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +239,7 @@ func (i *running) end(ctx context.Context, h handle) error {
 	for _, d := range i.devices {
 		d.Close()
 	}
-	if err := h.endJob(ctx); err != nil {
+	if err := h.endJob(ctx, i.plan.folder.socket()); err != nil {
 		return err
 	}
 	i.ended = true
@@ -272,7 +276,7 @@ func (i *running) cleanUp() error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	h := i.handle
-	if !h.conn.IsConnected() {
+	if !h.conn.usable() {
 		c, err := dial(ctx, i.socket)
 		if err != nil {
 			return errors.Join(err, i.plan.folder.remove())

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,6 +39,8 @@ func TestInstantsOfARunningGuest(t *testing.T) {
 	step("an instant without a commit costs nothing", func(t *testing.T) { withoutCommit(t, r) })
 	step("a guest frozen by somebody else stays frozen", func(t *testing.T) { frozenBySomebodyElse(t, r) })
 	step("a guest is thawed when its freezer is killed", func(t *testing.T) { killedFreezer(t, r) })
+	step("a guard thaws a guest that is frozen for too long", func(t *testing.T) { frozenTooLong(t, r) })
+	step("a guest is not frozen without a guard", func(t *testing.T) { withoutGuard(t, r) })
 	step("a guest whose agent is gone is captured without freezing", func(t *testing.T) { withoutAgent(t, r) })
 }
 
@@ -204,6 +207,54 @@ func killedFreezer(t *testing.T, r *rig) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	guesttest.Exec(t, r.vm, "echo alive >/alive; sync")
+}
+
+func frozenTooLong(t *testing.T, r *rig) {
+	if _, err := r.vm.Conn.DomainFsfreeze(r.vm.Domain, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	order := fmt.Sprintf(`{"Socket":%q,"UUID":%q,"AtMost":%d}`, r.host.Socket(), r.vm.UUID, 100*time.Millisecond)
+	stdin, freezer := io.Pipe() // a freezer that hangs: it neither thaws nor dies
+	defer freezer.Close()
+	go io.WriteString(freezer, order+"\n")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var stdout strings.Builder
+	if err := libvirt.RunGuard(ctx, stdin, &stdout); err != nil || stdout.String() != "ready\n" {
+		t.Errorf("guard: got %v, %q", err, stdout.String())
+	}
+	if got := r.frozen(t); got != "thawed" {
+		t.Errorf("state of the guest: got %s, want thawed", got)
+	}
+}
+
+func withoutGuard(t *testing.T, r *rig) {
+	for _, c := range []struct {
+		guard []string
+		why   string
+	}{
+		{nil, "no guard process is configured"},
+		{[]string{"false"}, "guard is not ready"},
+		{[]string{"/no/such/program"}, "start guard"},
+	} {
+		o := r.options
+		o.Guard = c.guard
+		s, err := libvirt.New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		called := false
+		consistency, note, err := s.HoldFrozen(t.Context(), r.vm.UUID, func() error {
+			called = true
+			if got := r.frozen(t); got != "thawed" {
+				t.Errorf("guard %v: state of the guest: got %s, want thawed", c.guard, got)
+			}
+			return nil
+		})
+		if err != nil || !called || consistency != "crash" || !strings.Contains(note, c.why) {
+			t.Errorf("guard %v: got %s, %q, %v", c.guard, consistency, note, err)
+		}
+	}
 }
 
 func withoutAgent(t *testing.T, r *rig) {

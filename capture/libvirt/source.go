@@ -102,9 +102,9 @@ func (s *Source) Begin(ctx context.Context, vm capture.VM, r capture.Request) (c
 	if err != nil {
 		return nil, err
 	}
-	release := c.bound(ctx)
-	inst, err := s.begin(ctx, c, libvirt.UUID(id), r)
-	if !release() && err == nil {
+	m := &machine{handle: handle{conn: c}, socket: s.socket, release: c.bound(ctx)}
+	inst, err := s.begin(ctx, m, libvirt.UUID(id), r)
+	if !m.release() && err == nil {
 		err = errors.Join(ctx.Err(), inst.Close())
 	}
 	if err != nil {
@@ -114,14 +114,14 @@ func (s *Source) Begin(ctx context.Context, vm capture.VM, r capture.Request) (c
 	return inst, nil
 }
 
-// begin takes the instant; the instant hangs up c when it is closed.
-func (s *Source) begin(ctx context.Context, c *conn, id libvirt.UUID, r capture.Request) (capture.Instant, error) {
-	dom, err := c.DomainLookupByUUID(id)
+// begin takes the instant; the instant hangs up when it is closed.
+func (s *Source) begin(ctx context.Context, m *machine, id libvirt.UUID, r capture.Request) (capture.Instant, error) {
+	dom, err := m.conn.DomainLookupByUUID(id)
 	if err != nil {
 		return nil, explain(ctx, "look up "+uuid.UUID(id).String(), err)
 	}
-	m := &machine{handle: handle{conn: c, dom: dom, log: s.o.Log.With("vm", dom.Name)}, socket: s.socket}
-	if m.host, err = c.ConnectGetHostname(); err != nil {
+	m.dom, m.log = dom, s.o.Log.With("vm", dom.Name)
+	if m.host, err = m.conn.ConnectGetHostname(); err != nil {
 		return nil, explain(ctx, "ask for the host's name", err)
 	}
 	// Events first, the state second: what changes in between is seen twice rather
@@ -129,7 +129,7 @@ func (s *Source) begin(ctx context.Context, c *conn, id libvirt.UUID, r capture.
 	if err := m.watch(); err != nil {
 		return nil, explain(ctx, "watch "+dom.Name, err)
 	}
-	active, err := c.DomainIsActive(dom)
+	active, err := m.conn.DomainIsActive(dom)
 	if err != nil {
 		m.unwatch()
 		return nil, explain(ctx, "ask for the state of "+dom.Name, err)

@@ -18,24 +18,18 @@ import (
 
 func TestRunningMachineKeepsTheContract(t *testing.T) {
 	img, host := guesttest.Image(t), guesttest.Host(t)
-	for _, format := range []string{"qcow2", "raw"} {
-		t.Run(format, func(t *testing.T) {
-			capturetest.Run(t, func(t *testing.T) capturetest.Machine {
-				m := newModel(t, host, img, format)
-				m.start(t)
-				s := m.machine()
-				s.Write, s.Resize, s.NoShrink, s.Frozen = m.writeRunning, m.resizeRunning, true, true
-				s.Add = m.addRunning
-				s.Remove = func(t testing.TB, key string) { m.restart(t, func() { m.removeConfig(t, key) }) }
-				s.Disturb = func(t testing.TB) { m.check(t, m.vm.Destroy(t.Context())) }
-				s.Restore = func(t testing.TB) { m.start(t) }
-				if format == "qcow2" {
-					s.LoseTokens = m.loseTokens
-				}
-				return s
-			})
-		})
-	}
+	capturetest.Run(t, func(t *testing.T) capturetest.Machine {
+		m := newModel(t, host, img, "qcow2")
+		m.start(t)
+		s := m.machine()
+		s.Write, s.Resize, s.Add = m.writeRunning, m.resizeRunning, m.addRunning
+		s.NoShrink, s.Frozen = true, true
+		s.Remove = func(t testing.TB, key string) { m.restart(t, func() { m.removeConfig(t, key) }) }
+		s.LoseTokens = m.loseTokens
+		s.Disturb = func(t testing.TB) { m.check(t, m.vm.Destroy(t.Context())) }
+		s.Restore = func(t testing.TB) { m.start(t) }
+		return s
+	})
 }
 
 func TestStoppedMachineKeepsTheContract(t *testing.T) {
