@@ -2,6 +2,7 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 
@@ -48,8 +49,7 @@ func (r *run) prepare(ctx context.Context, d Disk) (*diskJob, error) {
 		err = j.choose(ctx)
 	}
 	if err != nil {
-		draft.Close()
-		return nil, err
+		return nil, errors.Join(err, draft.Close())
 	}
 	r.o.Log.Info("disk prepared", "vm", r.sum.VM.Name, "disk", d.Key, "bytes", size, "mode", j.mode, "reason", j.reason)
 	return j, nil

@@ -26,7 +26,7 @@ func machine(t *testing.T, size int64) (*capturetest.Source, *capturetest.Target
 func data(n int) []byte {
 	b := make([]byte, n)
 	r := rand.NewChaCha8([32]byte{byte(n)})
-	r.Read(b)
+	_, _ = r.Read(b)
 	return b
 }
 

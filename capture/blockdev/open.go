@@ -66,8 +66,8 @@ func (s *Source) begin(o *opened, d Disk) (err error) {
 		}
 	}
 	if d.Format == "" || d.Format == Raw {
-		// Errors are of no interest: this is advice.
-		unix.Fadvise(int(o.file.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
+		// This is advice; not being taken is no error.
+		_ = unix.Fadvise(int(o.file.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
 		o.device = &rawDevice{file: o.file, size: o.before.size}
 		return nil
 	}

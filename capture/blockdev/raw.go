@@ -17,8 +17,10 @@ type rawDevice struct {
 	size int64
 }
 
+// Size implements [block.Device].
 func (d *rawDevice) Size() int64 { return d.size }
 
+// ReadAt implements [block.Device].
 func (d *rawDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := block.CheckRange(d.size, off, int64(len(p))); err != nil {
 		return err

@@ -124,7 +124,7 @@ func begin(t *testing.T, s *blockdev.Source) (capture.Instant, error) {
 	}
 	in, err := s.Begin(context.Background(), vm, capture.Request{Token: "20251001-120000"})
 	if err == nil {
-		t.Cleanup(func() { in.Close() })
+		t.Cleanup(func() { _ = in.Close() })
 	}
 	return in, err
 }
@@ -358,7 +358,9 @@ func TestABlockDevice(t *testing.T) {
 		if c := in.Config(); c.Consistency != "crash" || len(c.Notes) != 1 || !strings.Contains(c.Notes[0], want) {
 			t.Errorf("config: got %+v", c)
 		}
-		in.Close()
+		if err := in.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 	t.Run("that is mounted read-only is captured with a note", func(t *testing.T) {
 		command(t, "mount", "-o", "ro", dev, mnt)
@@ -370,6 +372,8 @@ func TestABlockDevice(t *testing.T) {
 		if c := in.Config(); len(c.Notes) != 1 || !strings.Contains(c.Notes[0], "in use, though not mounted read-write") {
 			t.Errorf("config: got %+v", c)
 		}
-		in.Close()
+		if err := in.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }

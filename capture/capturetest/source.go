@@ -220,12 +220,15 @@ type instant struct {
 	committed bool
 }
 
+// Disks implements [capture.Instant].
 func (i *instant) Disks() []capture.Disk { return i.disks }
 
+// Config implements [capture.Instant].
 func (i *instant) Config() capture.Config {
 	return capture.Config{Source: "memory", Running: true, Consistency: "crash"}
 }
 
+// Commit implements [capture.Instant].
 func (i *instant) Commit(context.Context) error {
 	i.source.mu.Lock()
 	defer i.source.mu.Unlock()
@@ -235,6 +238,7 @@ func (i *instant) Commit(context.Context) error {
 	return nil
 }
 
+// Close implements [capture.Instant].
 func (i *instant) Close() error {
 	i.source.mu.Lock()
 	defer i.source.mu.Unlock()
@@ -255,6 +259,7 @@ func (i *instant) forget(which func(token string) bool) {
 	}
 }
 
+// Err implements [capture.Instant].
 func (i *instant) Err() error {
 	i.source.mu.Lock()
 	defer i.source.mu.Unlock()
@@ -269,8 +274,10 @@ type snapshot struct {
 	dirty       map[int64]bool
 }
 
+// Size implements [block.Device].
 func (s *snapshot) Size() int64 { return int64(len(s.content)) }
 
+// ReadAt implements [block.Device].
 func (s *snapshot) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := block.CheckRange(s.Size(), off, int64(len(p))); err != nil {
 		return err
@@ -298,6 +305,7 @@ func (s *snapshot) Map(_ context.Context, off, n int64) ([]block.Extent, error) 
 	return exts, nil
 }
 
+// Changed implements [block.Changer].
 func (s *snapshot) Changed(_ context.Context, since string, off, n int64) ([]block.Range, error) {
 	if since != s.since || since == "" {
 		return nil, fmt.Errorf("token %q is not the one asked for", since)

@@ -139,9 +139,13 @@ type draft struct {
 	over  bool
 }
 
-func (d *draft) JobID() string   { return d.job }
+// JobID implements [capture.Draft].
+func (d *draft) JobID() string { return d.job }
+
+// PointID implements [capture.Draft].
 func (d *draft) PointID() string { return d.point }
 
+// Parent implements [capture.Draft].
 func (d *draft) Parent() *capture.Parent {
 	if d.parent == nil {
 		return nil
@@ -153,6 +157,7 @@ func (d *draft) Parent() *capture.Parent {
 	return p
 }
 
+// AddDisk implements [capture.Draft].
 func (d *draft) AddDisk(_ context.Context, s capture.DiskSpec) (capture.DraftDisk, error) {
 	if err := d.target.fault("add"); err != nil {
 		return nil, err
@@ -170,8 +175,10 @@ func (d *draft) AddDisk(_ context.Context, s capture.DiskSpec) (capture.DraftDis
 	return d.disks[s.Key], nil
 }
 
+// Report implements [capture.Draft].
 func (d *draft) Report(context.Context, capture.Progress) error { return d.target.fault("report") }
 
+// Commit implements [capture.Draft].
 func (d *draft) Commit(_ context.Context, r capture.Result) error {
 	err := d.target.fault("commit")
 	d.mu.Lock()
@@ -201,6 +208,7 @@ func (d *draft) Commit(_ context.Context, r capture.Result) error {
 	return nil
 }
 
+// Abort implements [capture.Draft].
 func (d *draft) Abort(_ context.Context, why error) error {
 	if why == nil {
 		d.target.t.Error("draft aborted for no reason")
@@ -231,10 +239,16 @@ type draftDisk struct {
 	closed, dirty bool // guarded by disk.mu
 }
 
-func (d *draftDisk) Device() block.Device        { return (*draftDevice)(d) }
-func (d *draftDisk) ClusterSize() int64          { return d.disk.grain }
+// Device implements [capture.DraftDisk].
+func (d *draftDisk) Device() block.Device { return (*draftDevice)(d) }
+
+// ClusterSize implements [capture.DraftDisk].
+func (d *draftDisk) ClusterSize() int64 { return d.disk.grain }
+
+// Sum implements [capture.DraftDisk].
 func (d *draftDisk) Sum(c []byte) capture.Digest { return sha256.Sum256(c) }
 
+// Close implements [capture.DraftDisk].
 func (d *draftDisk) Close() error {
 	d.disk.mu.Lock()
 	defer d.disk.mu.Unlock()
@@ -269,8 +283,10 @@ func (d *draftDisk) Differs(_ context.Context, first int64, sums []capture.Diges
 // draftDevice is the device of a draft's disk.
 type draftDevice draftDisk
 
+// Size implements [block.Device].
 func (d *draftDevice) Size() int64 { return d.disk.size }
 
+// ReadAt implements [block.Device].
 func (d *draftDevice) ReadAt(_ context.Context, p []byte, off int64) error {
 	if err := block.CheckRange(d.disk.size, off, int64(len(p))); err != nil {
 		return err
@@ -279,6 +295,7 @@ func (d *draftDevice) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
+// WriteAt implements [block.Writer].
 func (d *draftDevice) WriteAt(_ context.Context, p []byte, off int64) error {
 	if err := d.draft.target.fault("write"); err != nil {
 		return err
@@ -286,6 +303,7 @@ func (d *draftDevice) WriteAt(_ context.Context, p []byte, off int64) error {
 	return d.store(off, int64(len(p)), func(c []byte, at int64) { copy(c, p[at:]) })
 }
 
+// WriteZeroes implements [block.Zeroer].
 func (d *draftDevice) WriteZeroes(_ context.Context, off, n int64, _ block.ZeroFlags) error {
 	if err := d.draft.target.fault("zero"); err != nil {
 		return err
@@ -293,6 +311,7 @@ func (d *draftDevice) WriteZeroes(_ context.Context, off, n int64, _ block.ZeroF
 	return d.store(off, n, func(c []byte, _ int64) { clear(c) })
 }
 
+// Flush implements [block.Flusher].
 func (d *draftDevice) Flush(context.Context) error {
 	if err := d.draft.target.fault("flush"); err != nil {
 		return err

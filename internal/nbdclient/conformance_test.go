@@ -24,7 +24,9 @@ func TestTheDeviceKeepsTheContract(t *testing.T) {
 				uri := nbdkit(t, c.args...)
 				d := open(t, uri, nbdclient.Options{})
 				return blocktest.Subject{Device: d, Reopen: func() (block.Device, error) {
-					d.Close()
+					if err := d.Close(); err != nil {
+						return nil, err
+					}
 					return open(t, uri, nbdclient.Options{}), nil
 				}}
 			})

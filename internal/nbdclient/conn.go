@@ -1,6 +1,7 @@
 package nbdclient
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -53,8 +54,8 @@ func newConn(h *libnbd.Libnbd, o Options, lost func(error)) (*conn, error) {
 
 // discard undoes newConn where run is not going to.
 func (c *conn) discard() {
-	unix.Close(c.wake)
-	c.h.Close()
+	_ = unix.Close(c.wake)
+	_ = c.h.Close()
 }
 
 // submit queues a request.
@@ -72,28 +73,27 @@ func (c *conn) submit(r *request) error {
 	return nil
 }
 
-// abandon ends a request whose caller gave up: at once if the server has not
-// been sent it, else when its reply is there or the connection is given up.
-// over says that it ended by itself, with err.
-func (c *conn) abandon(r *request) (err error, over bool) {
+// abandon ends a request whose caller gave up, and returns with what: at once if
+// the server has not been sent it, else when its reply is there or the connection
+// is given up.
+func (c *conn) abandon(ctx context.Context, r *request) error {
 	c.mu.Lock()
 	if i := slices.Index(c.queue, r); i >= 0 {
 		c.queue = slices.Delete(c.queue, i, i+1)
 		c.load.Add(-1)
 		c.mu.Unlock()
-		return nil, false
+		return context.Cause(ctx)
 	}
 	c.mu.Unlock()
 	grace := time.NewTimer(c.limits.CancelGrace)
 	defer grace.Stop()
 	select {
 	case err := <-r.done:
-		return r.explain(err), true
+		return r.explain(err)
 	case <-grace.C:
 	}
 	c.lost(fmt.Errorf("%w: a cancelled command got no reply in %v", ErrTimeout, c.limits.CancelGrace))
-	<-r.done
-	return nil, false
+	return errors.Join(context.Cause(ctx), <-r.done)
 }
 
 // stop makes the loop end. Requests get why.
@@ -114,8 +114,8 @@ func (c *conn) rouse() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.ended {
-		one := [8]byte{1} // in either byte order more than zero
-		unix.Write(c.wake, one[:])
+		one := [8]byte{1}                 // in either byte order more than zero
+		_, _ = unix.Write(c.wake, one[:]) // full already says the same
 	}
 }
 
@@ -130,7 +130,7 @@ func (c *conn) run() {
 	queued, why := c.queue, c.stopped
 	c.queue = nil
 	c.ended = true
-	unix.Close(c.wake)
+	_ = unix.Close(c.wake)
 	c.mu.Unlock()
 	c.hangUp(len(c.inFlight) == 0 && errors.Is(why, ErrClosed))
 	for _, r := range c.inFlight {
@@ -155,7 +155,7 @@ func (c *conn) hangUp(politely bool) {
 			}
 		}
 	}
-	c.h.Close()
+	_ = c.h.Close()
 }
 
 // loop returns why the connection ended.
@@ -273,7 +273,7 @@ func (c *conn) wait() error {
 	}
 	if fds[1].Revents != 0 {
 		var count [8]byte
-		unix.Read(c.wake, count[:])
+		_, _ = unix.Read(c.wake, count[:])
 	}
 	if err := notify(c.h, direction, fds[0].Revents); err != nil {
 		return fmt.Errorf("%w: %w", ErrLost, err)

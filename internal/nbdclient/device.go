@@ -123,7 +123,7 @@ func Open(ctx context.Context, uri string, o Options) (*Device, error) {
 	}
 	d := &Device{contexts: map[string]bool{}}
 	if err := d.negotiated(first, o); err != nil {
-		first.Close()
+		_ = first.Close()
 		return nil, fmt.Errorf("open %s: %w", uri, err)
 	}
 	handles := []*libnbd.Libnbd{first}
@@ -134,8 +134,7 @@ func Open(ctx context.Context, uri string, o Options) (*Device, error) {
 		return nil, fmt.Errorf("open %s: %w", uri, err)
 	}
 	if err := ctx.Err(); err != nil {
-		d.Close()
-		return nil, err
+		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
@@ -149,7 +148,7 @@ func (d *Device) start(handles []*libnbd.Libnbd, o Options) error {
 				c.discard()
 			}
 			for _, h := range handles[i:] {
-				h.Close()
+				_ = h.Close()
 			}
 			return err
 		}

@@ -35,7 +35,11 @@ func serve(t testing.TB, name string, args ...string) (string, *os.Process) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Signal(syscall.SIGCONT); cmd.Process.Kill(); cmd.Wait() })
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGCONT)
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
 	for range 1000 {
 		if c, err := net.Dial("unix", sock); err == nil {
 			c.Close()
@@ -59,14 +63,21 @@ func open(t testing.TB, uri string, o nbdclient.Options) *nbdclient.Device {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
+	t.Cleanup(func() { _ = d.Close() })
 	return d
+}
+
+func signal(t *testing.T, p *os.Process, s os.Signal) {
+	t.Helper()
+	if err := p.Signal(s); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func randomBytes(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	r.Read(b)
+	_, _ = r.Read(b)
 	return b
 }
 
@@ -274,7 +285,7 @@ func TestALostServerEndsEveryCall(t *testing.T) {
 		go func() { errs <- d.ReadAt(context.Background(), make([]byte, 4096), 0) }()
 	}
 	time.Sleep(50 * time.Millisecond) // some get in flight; right either way
-	server.Kill()
+	signal(t, server, os.Kill)
 	for range 100 {
 		if err := <-errs; !errors.Is(err, nbdclient.ErrLost) {
 			t.Fatalf("read: got %v, want ErrLost", err)
@@ -288,7 +299,7 @@ func TestALostServerEndsEveryCall(t *testing.T) {
 func TestASilentServerTimesOut(t *testing.T) {
 	uri, server := serve(t, "nbdkit", "-f", "-U", "SOCK", "memory", "1M")
 	d := open(t, uri, nbdclient.Options{Timeout: 100 * time.Millisecond})
-	server.Signal(syscall.SIGSTOP)
+	signal(t, server, syscall.SIGSTOP)
 	var err error
 	for i := 0; err == nil && i < 10000; i++ { // the signal may take its time
 		err = d.ReadAt(context.Background(), make([]byte, 4096), 0)
@@ -359,7 +370,9 @@ func TestCloseEndsCallsUnderWay(t *testing.T) {
 			t.Errorf("read: got %v, want ErrClosed", err)
 		}
 	}
-	d.Close()
+	if err := d.Close(); err != nil {
+		t.Errorf("again: %v", err)
+	}
 }
 
 func TestOpenSaysWhatIsWrong(t *testing.T) {
@@ -439,16 +452,19 @@ func TestClosedDevicesLeaveNoDescriptorBehind(t *testing.T) {
 		}
 		return len(fds)
 	}
-	open(t, uri, nbdclient.Options{}).Close() // what the runtime opens once
+	_ = open(t, uri, nbdclient.Options{}).Close() // what the runtime opens once
 	before := count()
 	for range 5 {
 		d, err := nbdclient.Open(context.Background(), uri, nbdclient.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.ReadAt(context.Background(), make([]byte, 512), 0)
-		d.Close()
-		nbdclient.Open(context.Background(), uri, nbdclient.Options{ConnectTimeout: time.Nanosecond})
+		if err := errors.Join(d.ReadAt(context.Background(), make([]byte, 512), 0), d.Close()); err != nil {
+			t.Error(err)
+		}
+		if _, err := nbdclient.Open(context.Background(), uri, nbdclient.Options{ConnectTimeout: time.Nanosecond}); err == nil {
+			t.Error("open in no time: got no error")
+		}
 	}
 	if after := count(); after > before {
 		t.Errorf("descriptors: got %d, want %d", after, before)

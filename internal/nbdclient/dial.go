@@ -29,7 +29,7 @@ func dial(ctx context.Context, uri string, o Options, negotiate bool) (*libnbd.L
 		}
 	}
 	if err != nil {
-		h.Close()
+		_ = h.Close()
 		return nil, fmt.Errorf("connect to %s: %w", uri, err)
 	}
 	keepAlive(h)
@@ -101,8 +101,12 @@ func keepAlive(h *libnbd.Libnbd) {
 	if err != nil {
 		return
 	}
-	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 30)
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10)
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4)
+	for _, o := range []struct{ level, name, value int }{
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 30},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4},
+	} {
+		_ = unix.SetsockoptInt(fd, o.level, o.name, o.value)
+	}
 }

@@ -50,7 +50,7 @@ func GetInfo(ctx context.Context, uri string, o Options) (*Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer h.Close()
+	defer func() { _ = h.Close() }()
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("%w: after %v", ErrTimeout, o.Timeout))
 	defer cancel()
 	info := &Info{URI: uri}
@@ -73,7 +73,7 @@ func GetInfo(ctx context.Context, uri string, o Options) (*Info, error) {
 		}
 		info.Exports = append(info.Exports, e)
 	}
-	h.AioOptAbort() // a courtesy
+	_ = h.AioOptAbort() // a courtesy
 	return info, nil
 }
 

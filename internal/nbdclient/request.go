@@ -151,10 +151,7 @@ func (r *request) wait(ctx context.Context) error {
 		return r.explain(err)
 	case <-ctx.Done():
 	}
-	if err, over := r.conn.abandon(r); over {
-		return err
-	}
-	return context.Cause(ctx)
+	return r.conn.abandon(ctx, r)
 }
 
 func (d *Device) leastLoaded() *conn {
