@@ -115,7 +115,7 @@ func TestMergedChainsReadTheSame(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range uint64(2) {
+			for seed := range seeds(t, 2) {
 				paths, want := makeChain(t, seed, tt.layers)
 				top := paths[len(paths)-1]
 				sameBytes(t, "content before", content(t, top), want)

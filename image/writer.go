@@ -12,9 +12,6 @@ import (
 	"github.com/sendense/sendense/block"
 )
 
-// ErrInUse says that another Writer or program has the file open for writing.
-var ErrInUse = errors.New("file is in use")
-
 // WriterOptions say how a file is opened for writing.
 type WriterOptions struct {
 	// Backing is what unallocated clusters read as; beyond its end they read as

@@ -80,32 +80,38 @@ func TestWriterAndQEMUTakeTurns(t *testing.T) {
 		}
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
-			d := newDisk(t, newRand(3), v)
-			var snapshots []snapshot
-			for round := range 4 {
-				for range 15 {
-					d.step()
-				}
-				d.close()
-				d.qemuStep()
-				if round < 2 && (v.o.RefcountBits == 0 || v.o.RefcountBits > 4) {
-					s := snapshot{fmt.Sprint("s", round), bytes.Clone(d.model)}
-					qemu(t, "qemu-img", "snapshot", "-c", s.name, d.path)
-					snapshots = append(snapshots, s)
-				}
-				checkClean(t, d.path)
-				d.open()
+			takeTurns(t, v)
+		})
+	}
+}
+
+func takeTurns(t *testing.T, v variant) {
+	for seed := range seeds(t, 1) {
+		d := newDisk(t, newRand(seed), v)
+		var snapshots []snapshot
+		for round := range 4 {
+			for range 15 {
+				d.step()
 			}
 			d.close()
-			checkClean(t, d.path)
-			sameBytes(t, "content", content(t, d.path), d.model)
-			for _, s := range snapshots {
-				qemu(t, "qemu-img", "snapshot", "-a", s.name, d.path)
-				sameBytes(t, "content of snapshot "+s.name, content(t, d.path), s.model)
-				qemu(t, "qemu-img", "snapshot", "-d", s.name, d.path)
+			d.qemuStep()
+			if round < 2 && (v.o.RefcountBits == 0 || v.o.RefcountBits > 4) {
+				s := snapshot{fmt.Sprint("s", round), bytes.Clone(d.model)}
+				qemu(t, "qemu-img", "snapshot", "-c", s.name, d.path)
+				snapshots = append(snapshots, s)
 			}
 			checkClean(t, d.path)
-		})
+			d.open()
+		}
+		d.close()
+		checkClean(t, d.path)
+		sameBytes(t, "content", content(t, d.path), d.model)
+		for _, s := range snapshots {
+			qemu(t, "qemu-img", "snapshot", "-a", s.name, d.path)
+			sameBytes(t, "content of snapshot "+s.name, content(t, d.path), s.model)
+			qemu(t, "qemu-img", "snapshot", "-d", s.name, d.path)
+		}
+		checkClean(t, d.path)
 	}
 }
 

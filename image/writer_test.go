@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -119,6 +120,21 @@ func variants() []variant {
 	return vs
 }
 
+// seeds returns the seeds of a random test: n of them, or as many times more as
+// SENDENSE_TEST_ROUNDS says.
+func seeds(t testing.TB, n uint64) uint64 {
+	t.Helper()
+	v := os.Getenv("SENDENSE_TEST_ROUNDS")
+	if v == "" {
+		return n
+	}
+	rounds, err := strconv.ParseUint(v, 10, 16)
+	if err != nil {
+		t.Fatalf("SENDENSE_TEST_ROUNDS: %v", err)
+	}
+	return n * rounds
+}
+
 // newRand returns a source that a failure can be repeated with.
 func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 7)) }
 
@@ -147,13 +163,11 @@ func newDisk(t testing.TB, rng *rand.Rand, v variant) *disk {
 	if v.backing > 0 {
 		below := make(memDevice, v.backing)
 		scribble(rng, below)
-		if err := os.WriteFile(filepath.Join(dir, "below.raw"), below, 0o600); err != nil {
-			t.Fatal(err)
-		}
 		o.BackingFile, o.BackingFormat = "below.raw", "raw"
 		// Raw disks have whole sectors for QEMU.
 		d.backing = append(below, make(memDevice, -v.backing&511)...)
 		copy(d.model, below)
+		writeBelow(t, d)
 	}
 	if err := image.Create(d.path, o); err != nil {
 		t.Fatal(err)
@@ -162,6 +176,14 @@ func newDisk(t testing.TB, rng *rand.Rand, v variant) *disk {
 	t.Cleanup(func() { d.w.Close() })
 	d.fill(v.fill)
 	return d
+}
+
+// writeBelow stores what backs a disk where QEMU looks for it.
+func writeBelow(t testing.TB, d *disk) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(filepath.Dir(d.path), "below.raw"), d.backing.(memDevice), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // fill writes the first n bytes.
@@ -273,7 +295,7 @@ func TestWriterAndQEMUAgree(t *testing.T) {
 	for _, v := range variants() {
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range uint64(3) {
+			for seed := range seeds(t, 3) {
 				d := newDisk(t, newRand(seed), v)
 				for range 150 {
 					d.step()
