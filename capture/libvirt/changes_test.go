@@ -192,6 +192,17 @@ func captureAndWait(uri, scratch, vmUUID string) error {
 	select {}
 }
 
+// kill kills a process with SIGKILL and waits for its end.
+func kill(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("process ended by itself before it was killed")
+	}
+}
+
 // killCapture begins a capture in a process of its own and kills it.
 func (r *rig) killCapture(t *testing.T) {
 	t.Helper()
@@ -210,8 +221,7 @@ func (r *rig) killCapture(t *testing.T) {
 		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
-	cmd.Process.Kill()
-	cmd.Wait()
+	kill(t, cmd)
 	if err != nil || line != "begun\n" {
 		t.Fatalf("capture said %q, %v", line, err)
 	}

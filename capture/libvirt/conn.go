@@ -24,6 +24,7 @@ type conn struct {
 // fixed is a dialer for a connection that exists.
 type fixed struct{ net.Conn }
 
+// Dial implements socket.Dialer.
 func (f fixed) Dial() (net.Conn, error) { return f.Conn, nil }
 
 // dial connects to libvirtd. The caller hangs up.
@@ -81,7 +82,7 @@ func (c *conn) usable() bool { return !c.cut.Load() && c.IsConnected() }
 
 // hangUp ends the connection.
 func (c *conn) hangUp() {
-	c.Disconnect() // says good-bye; the error of a connection that is gone tells nothing
+	_ = c.Disconnect() // says good-bye; the error of a connection that is gone tells nothing
 	c.net.Close()
 }
 

@@ -10,6 +10,9 @@
 // are frozen for the milliseconds that backup-begin takes. A guard process that
 // outlives us sees to it that they are thawed ([RunGuard]).
 //
+// A machine that reboots stays the same instant. One that stops or is killed does
+// not; libvirt does not let a machine migrate while it has a backup job.
+//
 // A machine that is shut down is read from its disk files, whole: libvirt has no
 // backup job for it. The change tokens of its last running instant stay good: the
 // bitmaps count from that older instant on, and name at least what changed since

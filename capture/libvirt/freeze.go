@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/google/uuid"
 )
@@ -84,10 +83,8 @@ func (s *Source) thaw(m *machine, agent guestAgent, g *guard, count *int) error 
 	if err == nil {
 		return g.dismiss(true)
 	}
-	begin := time.Now()
 	go func() { // ends with the guard, which limits itself
-		gerr := g.dismiss(false)
-		m.log.Info("guard process ended", "err", gerr, "took", time.Since(begin))
+		m.log.Info("guard process ended", "err", g.dismiss(false))
 	}()
 	return err
 }

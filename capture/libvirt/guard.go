@@ -59,14 +59,14 @@ func startGuard(ctx context.Context, argv []string, o order) (*guard, error) {
 		return nil, fmt.Errorf("start guard: %w", err)
 	}
 	g := &guard{cmd: cmd, stdin: stdin, stdout: stdout}
-	kill := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	kill := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	err = g.brief(o)
 	if !kill() {
 		err = fmt.Errorf("guard was not ready: %w", ctx.Err())
 	}
 	if err != nil {
-		cmd.Process.Kill()
-		cmd.Wait()
+		_ = cmd.Process.Kill() // it may have ended by itself, which err tells of
+		_ = cmd.Wait()
 		return nil, err
 	}
 	return g, nil
@@ -88,7 +88,7 @@ func (g *guard) brief(o order) error {
 // first. The error says that it did not succeed.
 func (g *guard) dismiss(wasThawed bool) error {
 	if wasThawed {
-		io.WriteString(g.stdin, "thawed\n") // if it is not there to read this, it has acted
+		_, _ = io.WriteString(g.stdin, "thawed\n") // if it is not there to read this, it has acted
 	}
 	g.stdin.Close()
 	if err := g.cmd.Wait(); err != nil {

@@ -78,7 +78,7 @@ type rig struct {
 // sources: "SIZE" for an empty one, "guest" for a bootable one.
 func newRig(t *testing.T, host *guest.Host, img guest.Image, disks ...guest.Disk) *rig {
 	t.Helper()
-	requires.Tool(t, "qemu-img", "qemu-nbd", "nbdcopy")
+	requires.Tool(t, "qemu-img", "qemu-io", "qemu-nbd", "nbdcopy", "e2fsck")
 	r := &rig{host: host, dir: t.TempDir()}
 	var err error
 	if r.scratch, err = os.MkdirTemp("", "sc-"); err != nil {
@@ -139,7 +139,7 @@ func (r *rig) begin(t *testing.T, token string, since map[string]string) capture
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { inst.Close() })
+	t.Cleanup(func() { _ = inst.Close() }) // for tests that fail before they do
 	return inst
 }
 
@@ -270,6 +270,14 @@ func (r *rig) jobSocket(t *testing.T) string {
 	return job.Server.Socket
 }
 
+// closeInstant closes an instant without a commit.
+func closeInstant(t testing.TB, inst capture.Instant) {
+	t.Helper()
+	if err := inst.Close(); err != nil {
+		t.Errorf("close instant: %v", err)
+	}
+}
+
 // finish commits and closes an instant.
 func finish(t *testing.T, inst capture.Instant) {
 	t.Helper()
@@ -353,12 +361,12 @@ func openImage(t testing.TB) func(path, format string) (block.Device, io.Closer,
 		if err := cmd.Start(); err != nil {
 			return nil, nil, err
 		}
-		stop := func() { cmd.Process.Kill(); cmd.Wait(); os.RemoveAll(dir) }
+		stop := func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); os.RemoveAll(dir) }
 		t.Cleanup(stop)
 		for range 500 {
 			dev, err := nbdclient.Open(context.Background(), "nbd+unix:///?socket="+sock, nbdclient.Options{})
 			if err == nil {
-				return dev, closer(func() error { dev.Close(); stop(); return nil }), nil
+				return dev, closer(func() error { defer stop(); return dev.Close() }), nil
 			}
 			time.Sleep(10 * time.Millisecond)
 		}

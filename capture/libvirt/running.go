@@ -237,7 +237,7 @@ func (i *running) end(ctx context.Context, h handle) error {
 		return nil
 	}
 	for _, d := range i.devices {
-		d.Close()
+		_ = d.Close() // read-only: nothing is lost with it
 	}
 	if err := h.endJob(ctx, i.plan.folder.socket()); err != nil {
 		return err

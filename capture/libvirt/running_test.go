@@ -3,6 +3,7 @@ package libvirt_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -125,7 +126,7 @@ func frozenBySomebodyElse(t *testing.T, r *rig) {
 		t.Fatal(err)
 	}
 	inst := r.begin(t, "frozen", nil)
-	defer inst.Close()
+	defer closeInstant(t, inst)
 	if c := inst.Config(); c.Consistency != "application" || !strings.Contains(strings.Join(c.Notes, " "), "already frozen") {
 		t.Errorf("config: got consistency %s and notes %q", c.Consistency, c.Notes)
 	}
@@ -195,13 +196,14 @@ func killedFreezer(t *testing.T, r *rig) {
 	if got := r.frozen(t); got != "frozen" {
 		t.Fatalf("state of the guest before the kill: got %s, want frozen", got)
 	}
-	cmd.Process.Kill()
-	cmd.Wait()
+	kill(t, cmd)
 	deadline := time.Now().Add(20 * time.Second)
 	for r.frozen(t) == "frozen" {
 		if time.Now().After(deadline) {
 			t.Error("state of the guest: got frozen for 20 s after its freezer was killed, want thawed")
-			r.vm.Conn.DomainFsthaw(r.vm.Domain, nil, 0)
+			if _, err := r.vm.Conn.DomainFsthaw(r.vm.Domain, nil, 0); err != nil {
+				t.Error(err)
+			}
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -215,13 +217,19 @@ func frozenTooLong(t *testing.T, r *rig) {
 	}
 	order := fmt.Sprintf(`{"Socket":%q,"UUID":%q,"AtMost":%d}`, r.host.Socket(), r.vm.UUID, 100*time.Millisecond)
 	stdin, freezer := io.Pipe() // a freezer that hangs: it neither thaws nor dies
-	defer freezer.Close()
-	go io.WriteString(freezer, order+"\n")
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(freezer, order+"\n")
+		wrote <- err
+	}()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	var stdout strings.Builder
 	if err := libvirt.RunGuard(ctx, stdin, &stdout); err != nil || stdout.String() != "ready\n" {
 		t.Errorf("guard: got %v, %q", err, stdout.String())
+	}
+	if err := errors.Join(<-wrote, freezer.Close()); err != nil {
+		t.Error(err)
 	}
 	if got := r.frozen(t); got != "thawed" {
 		t.Errorf("state of the guest: got %s, want thawed", got)
@@ -261,7 +269,7 @@ func withoutAgent(t *testing.T, r *rig) {
 	guesttest.Exec(t, r.vm, "(sleep 0.2; kill -STOP $(pidof qemu-ga); sleep 8; kill -CONT $(pidof qemu-ga)) >/dev/null 2>&1 &")
 	time.Sleep(500 * time.Millisecond)
 	inst := r.begin(t, "noagent", nil)
-	defer inst.Close()
+	defer closeInstant(t, inst)
 	if c := inst.Config(); c.Consistency != "crash" || !strings.Contains(strings.Join(c.Notes, " "), "does not answer") {
 		t.Errorf("config: got consistency %s and notes %q, want crash", c.Consistency, c.Notes)
 	}

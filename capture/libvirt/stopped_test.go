@@ -59,7 +59,7 @@ func TestMachineThatStopsAndStarts(t *testing.T) {
 	if err := inst.Err(); !errors.Is(err, capture.ErrVMChanged) {
 		t.Errorf("error of the instant once the machine runs: got %v, want ErrVMChanged", err)
 	}
-	inst.Close()
+	closeInstant(t, inst)
 
 	// The token of the last running point still tells what changed.
 	guesttest.Exec(t, r.vm, "head -c 1000000 /dev/urandom >/again; sync")
@@ -101,7 +101,7 @@ func TestMachineThatStopsAndStarts(t *testing.T) {
 	if c := inst.Config(); c.Consistency != "crash" || len(c.Notes) == 0 {
 		t.Errorf("config after the plug was pulled: got consistency %s, notes %q", c.Consistency, c.Notes)
 	}
-	inst.Close()
+	closeInstant(t, inst)
 	plain, err := libvirt.New(libvirt.Options{URI: host.URI()})
 	if err != nil {
 		t.Fatal(err)

@@ -60,7 +60,7 @@ func StartHost(ctx context.Context, cache, accel string) (*Host, error) {
 		return nil, errors.Join(fmt.Errorf("start libvirtd in namespaces: %w", err), os.RemoveAll(dir))
 	}
 	go func() {
-		h.cmd.Wait()
+		_ = h.cmd.Wait() // its output tells more
 		close(h.done)
 	}()
 	if err := h.waitReady(ctx); err != nil {
@@ -126,7 +126,7 @@ func (h *Host) Close() error {
 		select {
 		case <-h.done:
 		case <-time.After(10 * time.Second):
-			h.cmd.Process.Kill() // the first process of the namespace: takes all others along
+			_ = h.cmd.Process.Kill() // the first process of the namespace: takes all others along
 			<-h.done
 		}
 		err = os.RemoveAll(h.dir)

@@ -62,7 +62,7 @@ func Define(t testing.TB, h *guest.Host, s guest.Spec) *guest.VM {
 		if t.Failed() {
 			t.Logf("console of %s:\n%s", vm.Name, vm.Console())
 		}
-		vm.Close(context.Background()) // the test may have undefined it; the host ends anyway
+		_ = vm.Close(context.Background()) // the test may have undefined it; the host ends anyway
 	})
 	return vm
 }
