@@ -343,7 +343,7 @@ func (d *disk) compareMap() {
 	zero := make([]bool, len(d.model)/512+1)
 	for _, e := range theirs {
 		for s := e.Start / 512; s < (e.Start+e.Length)/512; s++ {
-			zero[s] = e.Zero
+			zero[s] = e.Zero && !e.Data // QEMU also finds holes in the file itself
 		}
 	}
 	err := block.MapAll(context.Background(), d.w, 0, d.w.Size(), func(e block.Extent) error {

@@ -172,41 +172,79 @@ func (w *Writer) touched(c, off, n int64) uint32 {
 	return uint32(1<<hi - 1<<lo)
 }
 
-// fill writes p to the placement, and around it what its first and last subclusters
-// need to become whole.
+// fill writes p to the placement, and around it what its first and last
+// subclusters need to become whole. A cluster with such an edge is written in one
+// go, so that no sector is ever written in parts.
 func (w *Writer) fill(ctx context.Context, s placement, p []byte, off int64) error {
 	cs := w.ClusterSize()
-	if !s.inPlace {
-		end := off + int64(len(p))
-		if err := w.complete(ctx, s, off, end); err != nil {
+	start := off &^ (cs - 1)
+	if s.inPlace {
+		return w.put(p, s.host+off-start)
+	}
+	lo, hi, err := w.edges(s, off, off+int64(len(p)))
+	if err != nil {
+		return err
+	}
+	if lo < off {
+		n := min(int64(len(p)), start+cs-off)
+		to := off + n
+		if n == int64(len(p)) {
+			to = hi
+		}
+		if err := w.putWithin(ctx, p[:n], off, lo, to, s.host+lo-start); err != nil || n == int64(len(p)) {
 			return err
 		}
+		p, off = p[n:], off+n
 	}
-	return w.put(p, s.host+off%cs)
+	end := off + int64(len(p))
+	if hi == end {
+		return w.put(p, s.host+off-start)
+	}
+	if last := (end - 1) &^ (cs - 1); last > off {
+		if err := w.put(p[:last-off], s.host+off-start); err != nil {
+			return err
+		}
+		p, off = p[last-off:], last
+	}
+	return w.putWithin(ctx, p, off, off, hi, s.host+off-start)
 }
 
-// complete copies what lies between the edges of [off, end) and those of the
-// subclusters, or clusters, that will count as written.
-func (w *Writer) complete(ctx context.Context, s placement, off, end int64) error {
+// edges widens [off, end) to the subclusters, or clusters, that will count as
+// written, as far as there is something to be written there.
+func (w *Writer) edges(s placement, off, end int64) (lo, hi int64, err error) {
 	cs := w.ClusterSize()
 	w.mu.Lock()
 	head, err := w.l2.entry(s.table, s.index)
 	tail, err2 := w.l2.entry(s.table, s.index+s.n-1)
 	w.mu.Unlock()
 	if err != nil || err2 != nil {
-		return errors.Join(err, err2)
+		return 0, 0, errors.Join(err, err2)
 	}
-	start := off &^ (cs - 1)
-	if from := off &^ (w.unit(head, s) - 1); from < off && !w.stored(head, s, off-start) {
-		if err := w.copyOld(ctx, from, off, s.host+from-start, s.fresh); err != nil {
-			return err
+	lo, hi = off, end
+	if u := w.unit(head, s); off&(u-1) != 0 && !w.stored(head, s, off&(cs-1)) {
+		if lo = off &^ (u - 1); s.fresh && w.surelyZero(lo, off) {
+			lo = off
 		}
 	}
-	u := w.unit(tail, s)
-	if to := (end + u - 1) &^ (u - 1); to > end && !w.stored(tail, s, (end-1)&(cs-1)) {
-		return w.copyOld(ctx, end, to, s.host+end-start, s.fresh)
+	if u := w.unit(tail, s); end&(u-1) != 0 && !w.stored(tail, s, (end-1)&(cs-1)) {
+		if hi = (end + u - 1) &^ (u - 1); s.fresh && w.surelyZero(end, hi) {
+			hi = end
+		}
 	}
-	return nil
+	return lo, hi, nil
+}
+
+// surelyZero reports whether a range reads as zeroes because of what stands in the
+// tables.
+func (w *Writer) surelyZero(from, to int64) bool {
+	for from < to {
+		n, zero, err := w.readsZero(from, to-from)
+		if err != nil || !zero {
+			return false
+		}
+		from += n
+	}
+	return true
 }
 
 // unit is the size of the pieces in which a cluster of the placement becomes written:
@@ -224,26 +262,31 @@ func (w *Writer) stored(old guestCluster, s placement, in int64) bool {
 	return !s.taken && old.alloc>>(in/w.l2.granule())&1 != 0
 }
 
-// copyOld copies guest bytes [from, to), as they read now, to a host offset.
-func (w *Writer) copyOld(ctx context.Context, from, to, host int64, fresh bool) error {
+// putWithin writes p, which belongs at off, together with what the disk reads as
+// around it: bytes [lo, hi) of one cluster.
+func (w *Writer) putWithin(ctx context.Context, p []byte, off, lo, hi, host int64) error {
 	buf := w.buffer()
 	defer w.bufs.Put(buf)
-	run, err := w.lookup(from, to-from)
-	if err != nil {
+	b := (*buf)[:hi-lo]
+	if err := w.readOld(ctx, b[:off-lo], lo); err != nil {
 		return err
 	}
-	zero := run.kind == zeroPlain || run.kind == zeroAlloc || run.kind == unallocated && w.backed(from, run.n) == 0
-	if fresh && zero && run.n == to-from {
-		return nil
-	}
-	b := (*buf)[:to-from]
-	if err := w.read(ctx, b, from); err != nil {
+	n := copy(b[off-lo:], p)
+	if err := w.readOld(ctx, b[off-lo+int64(n):], off+int64(n)); err != nil {
 		return err
-	}
-	if end := w.limit.Load(); to > end {
-		clear(b[max(0, end-from):])
 	}
 	return w.put(b, host)
+}
+
+// readOld is read with zeroes for what lies behind the end of the disk.
+func (w *Writer) readOld(ctx context.Context, b []byte, off int64) error {
+	if err := w.read(ctx, b, off); err != nil {
+		return err
+	}
+	if end := w.limit.Load(); off+int64(len(b)) > end {
+		clear(b[min(int64(len(b)), max(0, end-off)):])
+	}
+	return nil
 }
 
 // writebackStep is how much data is written before the kernel is asked to begin
