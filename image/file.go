@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,10 +112,14 @@ func newFile(path string, meta *os.File, pools *pools) (*File, error) {
 			return nil, err
 		}
 	}
-	if err := f.measure(); err != nil {
-		if f.data != meta {
-			f.data.Close()
-		}
+	err = f.measure()
+	if end := h.L1Offset + h.l1Needed()*8; err == nil && end > f.metaEnd.Load() {
+		err = corrupt("L1 table ends at %d, beyond the end of the file (%d bytes)", end, f.metaEnd.Load())
+	}
+	if err != nil && f.data != meta {
+		err = errors.Join(err, f.data.Close())
+	}
+	if err != nil {
 		return nil, err
 	}
 	return f, nil
@@ -309,12 +312,12 @@ func (f *File) entryAt(off int64) (e, bitmap uint64, err error) {
 	if table&(h.ClusterSize()-1) != 0 {
 		return 0, 0, corrupt("L1 entry %#x is not aligned to a cluster", l1)
 	}
-	if !f.inMeta(table) {
-		return 0, 0, corrupt("L2 table at %d lies beyond the end of the file (%d bytes)", table, f.metaEnd.Load())
-	}
 	size := h.l2EntrySize()
 	at = table + off>>h.ClusterBits%h.l2Entries()*size
-	if err := readAtPadded(f.meta, b[:size], at); err != nil {
+	if !f.inMeta(at + size - 1) {
+		return 0, 0, corrupt("L2 table at %d lies beyond the end of the file (%d bytes)", table, f.metaEnd.Load())
+	}
+	if err := readFull(f.meta, b[:size], at); err != nil {
 		return 0, 0, fmt.Errorf("read L2 entry: %w", err)
 	}
 	return binary.BigEndian.Uint64(b[:]), binary.BigEndian.Uint64(b[8:]), nil
@@ -399,17 +402,4 @@ func readFull(f *os.File, b []byte, off int64) error {
 		return fmt.Errorf("read %s: %d bytes at %d: %w", f.Name(), len(b), off, io.ErrUnexpectedEOF)
 	}
 	return err
-}
-
-// readAtPadded fills b from f at off, with zeroes behind the end of the file.
-func readAtPadded(f *os.File, b []byte, off int64) error {
-	if off > math.MaxInt64-int64(len(b)) {
-		return fmt.Errorf("read %s: offset %d is out of range", f.Name(), off)
-	}
-	n, err := f.ReadAt(b, off)
-	if err != nil && err != io.EOF {
-		return err
-	}
-	clear(b[n:])
-	return nil
 }

@@ -49,15 +49,27 @@ func (f *File) load(m *merge, off, end int64) (view, error) {
 		switch {
 		case table == 0:
 			clear(dst)
-		case table&(h.ClusterSize()-1) != 0 || !f.inMeta(table):
+		case table&(h.ClusterSize()-1) != 0:
 			fillBad(dst, size)
 		default:
-			if err := readAtPadded(f.meta, dst, table+(from-i*perTable)*size); err != nil {
+			if err := f.loadSlice(dst, table+(from-i*perTable)*size); err != nil {
 				return view{}, fmt.Errorf("read L2 table of image %s: %w", f.path, err)
 			}
 		}
 	}
 	return view{first: first, entries: m.l2}, nil
+}
+
+// loadSlice fills dst with L2 entries from host offset at on. Those behind the end
+// of the file are invalid: to read them as zero would uncover the backing file.
+func (f *File) loadSlice(dst []byte, at int64) error {
+	size := f.header.l2EntrySize()
+	if n := int64(len(dst)); !f.inMeta(at + n - 1) {
+		n = min(n, max(0, f.metaEnd.Load()-at)) / size * size
+		fillBad(dst[n:], size)
+		dst = dst[:n]
+	}
+	return readFull(f.meta, dst, at)
 }
 
 func fillBad(dst []byte, size int64) {
@@ -74,7 +86,7 @@ func fillBad(dst []byte, size int64) {
 func (f *File) l1Entries(m *merge, lo, hi int64) ([]byte, error) {
 	if !f.keepL1 {
 		m.l1 = sized(m.l1, (hi-lo)*8)
-		if err := readAtPadded(f.meta, m.l1, f.header.L1Offset+lo*8); err != nil {
+		if err := readFull(f.meta, m.l1, f.header.L1Offset+lo*8); err != nil {
 			return nil, fmt.Errorf("read L1 table of image %s: %w", f.path, err)
 		}
 		return m.l1, nil
@@ -82,7 +94,7 @@ func (f *File) l1Entries(m *merge, lo, hi int64) ([]byte, error) {
 	t := f.l1.Load()
 	if t == nil {
 		b := make([]byte, f.header.l1Needed()*8)
-		if err := readAtPadded(f.meta, b, f.header.L1Offset); err != nil {
+		if err := readFull(f.meta, b, f.header.L1Offset); err != nil {
 			return nil, fmt.Errorf("read L1 table of image %s: %w", f.path, err)
 		}
 		t = &b

@@ -72,7 +72,7 @@ func (r *rawFile) piece(off, limit int64) (piece, error) {
 	if err != nil {
 		return piece{}, err
 	}
-	return piece{end: min(max(hole, off+1)+511&^511, limit), kind: normal, host: off}, nil
+	return piece{end: min((max(hole, off+1)+511)&^511, limit), kind: normal, host: off}, nil
 }
 
 // nextHeld implements layer.

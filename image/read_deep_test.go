@@ -102,6 +102,13 @@ func TestChainOfAThousandLayers(t *testing.T) {
 		return blocktest.Subject{Device: c, Content: want}
 	})
 
+	// With next to no memory every request makes maps again, from what is known of
+	// who holds what.
+	poor := openChain(t, top, image.ChainOptions{MapBytes: 8 << 10})
+	blocktest.Run(t, func(t *testing.T) blocktest.Subject {
+		return blocktest.Subject{Device: poor, Content: want}
+	})
+
 	list, err := c.Changed(context.Background(), "layer-0990", 0, c.Size())
 	if err != nil {
 		t.Fatal(err)
