@@ -44,7 +44,7 @@ func TestShutdownFinishesWhatIsInFlight(t *testing.T) {
 	for _, st := range styles {
 		t.Run(st.name, func(t *testing.T) {
 			g := newGated(blocktest.NewMemory(1<<20), "write")
-			s := serve(t, nbdserver.Options{}, export("", g))
+			s := serve(t, nbdserver.Options{Grace: time.Minute}, export("", g))
 			c := attach(t, s.addr, "", st.style)
 			c.send(cmdWrite, 0, 1, 0, 4096, make([]byte, 4096))
 			<-g.entered
@@ -74,7 +74,7 @@ func tryDial(s *served) error {
 
 func TestShutdownAnswersWhatItWillNotDo(t *testing.T) {
 	g := newGated(blocktest.NewMemory(1<<20), "write")
-	s := serve(t, nbdserver.Options{}, export("", g))
+	s := serve(t, nbdserver.Options{Grace: time.Minute}, export("", g))
 	c := attach(t, s.addr, "", structured)
 	c.send(cmdWrite, 0, 1, 0, 4, []byte("data"))
 	<-g.entered
@@ -307,7 +307,7 @@ func memoryInUse() uint64 {
 
 func TestClientThatSendsEverythingBeforeItReads(t *testing.T) {
 	// Such a client needs a server that listens while its replies wait.
-	d := newRawFile(t, bytes.Repeat([]byte("0123456789abcdef"), 64<<10))
+	d := newRawFile(t, bytes.Repeat([]byte("0123456789abcdef"), 32<<10))
 	s := serve(t, nbdserver.Options{}, export("", d))
 	for _, st := range styles {
 		t.Run(st.name, func(t *testing.T) {
@@ -315,17 +315,17 @@ func TestClientThatSendsEverythingBeforeItReads(t *testing.T) {
 			const reads = 16
 			for range reads {
 				// One chunk each, for they come in any order.
-				c.send(cmdRead, fDF*uint16(min(1, st.style)), 1, 0, 1<<20, nil)
+				c.send(cmdRead, fDF*uint16(min(1, st.style)), 1, 0, 512<<10, nil)
 			}
-			big := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
-			c.send(cmdWrite, 0, 2, 0, 1<<20, big)
+			big := bytes.Repeat([]byte("0123456789abcdef"), 32<<10)
+			c.send(cmdWrite, 0, 2, 0, 512<<10, big)
 			seen := map[uint64]int{}
 			for range reads + 1 {
 				h := c.peekHead()
 				if h.read {
-					equal(t, "read", c.result(cmdRead, 0, 1<<20).data, big)
+					equal(t, "read", c.result(cmdRead, 0, 512<<10).data, big)
 				} else {
-					c.result(cmdWrite, 0, 1<<20)
+					c.result(cmdWrite, 0, 512<<10)
 				}
 				seen[h.cookie]++
 			}
