@@ -133,7 +133,6 @@ const (
 	chunkBlockStatus    = 5
 	chunkBlockStatusExt = 6
 	chunkError          = 1<<15 | 1
-	chunkErrorOffset    = 1<<15 | 2
 )
 
 // States of an extent: the first two of base:allocation, the third of

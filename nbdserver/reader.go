@@ -208,9 +208,10 @@ func (r *reader) flush() error {
 	}
 	c := r.c
 	if !c.w.zeroCopy() || !c.out.begin() {
-		err := r.enqueue(&frame{bufs: [][]byte{r.batch}}, len(r.batch))
-		r.batch = make([]byte, 0, batchBytes)
-		return err
+		buf := c.srv.buffers.get(len(r.batch))
+		copy(*buf, r.batch)
+		r.batch = r.batch[:0]
+		return r.enqueue(&frame{bufs: [][]byte{*buf}, buf: buf}, len(*buf))
 	}
 	f := &frame{bufs: [][]byte{r.batch}}
 	err := r.writeOut(f)
