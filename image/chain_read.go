@@ -263,22 +263,21 @@ func (c *Chain) survey(ctx context.Context, off, n int64, fn func(run) (bool, er
 }
 
 // nextHeld returns an offset in [off, end] before which none of layers holds
-// anything from off on.
+// anything from off on. It looks ahead in steps that double, so that its work is
+// in proportion to what it passes by.
 func (c *Chain) nextHeld(layers []layer, off, end int64) (int64, error) {
 	m := c.pools.merge()
 	defer c.pools.merges.Put(m)
-	size := c.size
-	for _, l := range layers {
-		if size = min(size, l.Size()); size <= off {
-			break // whatever lies below does not show
+	for step := int64(1) << c.regionBits; off < end; step *= 2 {
+		limit := end
+		if end-off > step {
+			limit = off + step
 		}
-		next, err := l.nextHeld(m, off, min(end, size))
-		if err != nil {
-			return 0, err
+		next, err := m.nextHeld(layers, off, limit)
+		if err != nil || next < limit {
+			return next, err
 		}
-		if next < min(end, size) {
-			end = next
-		}
+		off = limit
 	}
 	return end, nil
 }

@@ -163,6 +163,25 @@ func (m *merge) layers(ctx context.Context, layers []layer, known holders) error
 	return nil
 }
 
+// nextHeld returns an offset in [off, end] before which none of layers holds
+// anything that shows from off on.
+func (m *merge) nextHeld(layers []layer, off, end int64) (int64, error) {
+	shown := int64(math.MaxInt64)
+	for _, l := range layers {
+		if shown = min(shown, l.Size()); shown <= off {
+			break // whatever lies below does not show
+		}
+		next, err := l.nextHeld(m, off, min(end, shown))
+		if err != nil {
+			return 0, err
+		}
+		if next < min(end, shown) {
+			end = next
+		}
+	}
+	return end, nil
+}
+
 // holders is the set of layers that a region's runs lie in: what is worth keeping
 // of a map that had to go, because making it again then asks few layers.
 type holders []uint64
