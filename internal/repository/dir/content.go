@@ -1,0 +1,216 @@
+package dir
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sendense/sendense/image"
+	"github.com/sendense/sendense/internal/repository"
+)
+
+// Bounds of a verification's memory.
+const (
+	windowClusters = 16384   // whose digests are compared with the tables at a time
+	pieceBytes     = 1 << 20 // read and hashed at a time by one worker
+	maxPerFile     = 100     // problems told of one file
+)
+
+// damage is a cluster that is not as it should be.
+type damage struct {
+	cluster int64
+	what    string
+}
+
+// contentCheck compares what one file holds with its digests.
+type contentCheck struct {
+	f      *image.File
+	g      *image.Digests
+	cs     int64
+	lax    bool // the file may hold more than the digests say
+	pieces chan piece
+	read   func(n int64)
+
+	mu      sync.Mutex // guards the fields below
+	found   []damage
+	omitted int64
+}
+
+// piece is a run of clusters of data and what their digests have to be.
+type piece struct {
+	first int64
+	sums  []image.Digest
+}
+
+// content reads all that a file holds, in the order of the disk, on several
+// processors, and compares it with the digests, which have to be of just that.
+func (w *verification) content(ctx context.Context, l layerRef, f *image.File, g *image.Digests) error {
+	c := &contentCheck{f: f, g: g, cs: l.disk.ClusterSize, lax: w.merging(l.disk), pieces: make(chan piece)}
+	c.read = func(n int64) {
+		c.mu.Lock()
+		w.report.Clusters += n
+		w.report.Bytes += n * c.cs
+		c.mu.Unlock()
+	}
+	eg, gctx := errgroup.WithContext(ctx)
+	for range w.o.Workers {
+		eg.Go(func() error {
+			buf := make([]byte, max(pieceBytes, c.cs))
+			for p := range c.pieces {
+				if err := c.compare(gctx, p, buf); err != nil {
+					return err
+				}
+				w.progress.update(func(s *repository.Status) { s.Done += int64(len(p.sums)) * c.cs })
+			}
+			return nil
+		})
+	}
+	eg.Go(func() error {
+		defer close(c.pieces)
+		total := (f.Size() + c.cs - 1) / c.cs
+		for first := int64(0); first < total; first += windowClusters {
+			if err := c.window(gctx, first, min(windowClusters, total-first)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := eg.Wait(); err != nil {
+		return w.blame(ctx, l, err)
+	}
+	for _, d := range c.found {
+		w.problem(ctx, l, d.cluster, d.what)
+	}
+	w.report.Omitted += c.omitted
+	return nil
+}
+
+func (c *contentCheck) damaged(cluster int64, format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.found) == maxPerFile {
+		c.omitted++
+		return
+	}
+	c.found = append(c.found, damage{cluster, fmt.Sprintf(format, args...)})
+}
+
+// What the digests say of a cluster.
+const (
+	saysNothing = iota
+	saysZeroes
+	saysData
+)
+
+// window compares tables and digests of n clusters from first on, and hands their
+// data to the workers.
+func (c *contentCheck) window(ctx context.Context, first, n int64) error {
+	says := make([]uint8, n)
+	var sums []image.Digest // of those that are data
+	at := make([]int32, n)
+	err := c.g.Range(ctx, first, n, func(r *image.DigestRun) error {
+		if !r.Zero {
+			says[r.First-first], at[r.First-first] = saysData, int32(len(sums))
+			sums = append(sums, r.Digest)
+			return nil
+		}
+		for i := range r.Count {
+			says[r.First-first+i] = saysZeroes
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	off := first * c.cs
+	err = c.f.Runs(ctx, off, min(n*c.cs, c.f.Size()-off), func(r image.Run) error {
+		return c.run(ctx, r, first, says, at, sums)
+	})
+	if err != nil {
+		return err
+	}
+	for i, s := range says {
+		if s != saysNothing {
+			c.damaged(first+int64(i), "the file does not hold it, though its digests have it")
+		}
+	}
+	return nil
+}
+
+// run compares one run of the file's tables with the digests and strikes out what
+// was met.
+func (c *contentCheck) run(ctx context.Context, r image.Run, first int64, says []uint8, at []int32, sums []image.Digest) error {
+	var p piece
+	flush := func() error {
+		if len(p.sums) == 0 {
+			return nil
+		}
+		select {
+		case c.pieces <- p:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		p = piece{}
+		return nil
+	}
+	lo, hi := r.Off/c.cs, (r.Off+r.Len+c.cs-1)/c.cs
+	for cluster := lo; cluster < hi; cluster++ {
+		i := cluster - first
+		held := uint8(saysData)
+		if r.Content == image.Zeroed {
+			held = saysZeroes
+		}
+		said := says[i]
+		says[i] = saysNothing
+		if said == held && held == saysData {
+			if len(p.sums) == 0 {
+				p.first = cluster
+			}
+			p.sums = append(p.sums, sums[at[i]])
+			if int64(len(p.sums)) < max(1, pieceBytes/c.cs) {
+				continue
+			}
+		} else if said != held && !(c.lax && said == saysNothing) {
+			c.damaged(cluster, "the file holds %s for it, its digests say %s", named(held), named(said))
+		}
+		if err := flush(); err != nil {
+			return err
+		}
+	}
+	return flush()
+}
+
+func named(s uint8) string {
+	return [...]string{saysNothing: "nothing", saysZeroes: "zeroes", saysData: "data"}[s]
+}
+
+// compare reads and hashes one piece.
+func (c *contentCheck) compare(ctx context.Context, p piece, buf []byte) error {
+	n := int64(len(p.sums))
+	off := p.first * c.cs
+	size := min(n*c.cs, c.f.Size()-off)
+	b := buf[:n*c.cs]
+	clear(b[size:])
+	err := c.f.ReadAt(ctx, b[:size], off)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	for i, want := range p.sums {
+		cluster := b[int64(i)*c.cs : int64(i+1)*c.cs]
+		if err != nil {
+			// One by one, to find out which cannot be read.
+			at := off + int64(i)*c.cs
+			if one := c.f.ReadAt(ctx, cluster[:min(c.cs, c.f.Size()-at)], at); one != nil {
+				c.damaged(p.first+int64(i), "it cannot be read: %v", one)
+				continue
+			}
+		}
+		if image.Sum(cluster) != want {
+			c.damaged(p.first+int64(i), "its content is not what its digest says")
+		}
+	}
+	c.read(n)
+	return nil
+}
