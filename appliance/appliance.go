@@ -38,10 +38,13 @@ type Options struct {
 	Repository repository.Repository
 	Journal    Journal
 	// RunDir is where sockets are made; it exists and nobody else uses it.
-	RunDir  string
-	Metrics *Metrics         // default: none
-	Log     *slog.Logger     // default: discard
-	Now     func() time.Time // default time.Now
+	RunDir string
+	// RestoreExports brings back the exports that were asked to last. Only the
+	// one host that owns the repository does that.
+	RestoreExports bool
+	Metrics        *Metrics         // default: none
+	Log            *slog.Logger     // default: discard
+	Now            func() time.Time // default time.Now
 }
 
 // Appliance does the product's work on one repository. Its methods may be called
@@ -88,7 +91,9 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 	if err := a.openInbox(); err != nil {
 		return nil, err
 	}
-	a.restoreExports(ctx)
+	if o.RestoreExports {
+		a.restoreExports(ctx)
+	}
 	return a, nil
 }
 

@@ -73,6 +73,10 @@ type export struct {
 // Export serves a point over NBD, read-only, until Unexport or Close. The first
 // disk is also the default export.
 func (a *Appliance) Export(ctx context.Context, s ExportSpec) (Export, error) {
+	if s.Persist && !a.opts.RestoreExports {
+		return Export{}, &Error{Code: CodeInvalid, Msg: "Without a control plane nothing would bring the export back.",
+			Hint: "Start sendense-control-plane, or leave --persist out."}
+	}
 	vm, point, err := a.Point(ctx, s.VM, s.Point)
 	if err != nil {
 		return Export{}, err

@@ -1,0 +1,109 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sendense/sendense/api/client"
+)
+
+// DefaultRunDir is where a control plane has its sockets unless told otherwise.
+const DefaultRunDir = "/run/sendense"
+
+// ControlSocket is the name of the control socket in a run directory.
+const ControlSocket = "control.sock"
+
+// Connection is a client of an appliance, and the appliance itself where it runs
+// in this process.
+type Connection struct {
+	*client.Client
+	// Embedded says that the appliance runs in this process and ends with it.
+	Embedded bool
+	close    func() error
+}
+
+// Close gives the connection up, and ends an embedded appliance.
+func (c *Connection) Close() error {
+	c.Client.Close()
+	return c.close()
+}
+
+// Connect reaches the control plane at the address control; if that is "", the
+// one at the default place, should it run and own the repository of o. If there
+// is none it runs an appliance in this process, on o.Repository.
+func Connect(ctx context.Context, control string, o Options) (*Connection, error) {
+	if control != "" {
+		c, err := client.New(control)
+		if err != nil {
+			return nil, err
+		}
+		_, err = c.Health(ctx)
+		return &Connection{Client: c, close: func() error { return nil }}, err
+	}
+	if c := running(ctx, o.Repository); c != nil {
+		return &Connection{Client: c, close: func() error { return nil }}, nil
+	}
+	return embed(ctx, o)
+}
+
+// running returns a client of the control plane at the default place if it runs
+// and owns the repository at path.
+func running(ctx context.Context, path string) *client.Client {
+	socket := filepath.Join(DefaultRunDir, ControlSocket)
+	if _, err := os.Stat(socket); err != nil {
+		return nil
+	}
+	c, err := client.New("unix:" + socket)
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	health, err := c.Health(ctx)
+	if err != nil || !samePath(health.Repository, path) {
+		c.Close()
+		return nil
+	}
+	return c
+}
+
+func samePath(a, b string) bool {
+	x, errA := os.Stat(a)
+	y, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(x, y)
+}
+
+// embed runs an appliance in this process, behind a socket that nobody else can
+// reach.
+func embed(ctx context.Context, o Options) (*Connection, error) {
+	runDir, err := os.MkdirTemp("", "sendense-")
+	if err != nil {
+		return nil, err
+	}
+	remove := func() error { return os.RemoveAll(runDir) }
+	o.RunDir, o.Exclusive = runDir, false
+	h, err := Open(ctx, o)
+	if err != nil {
+		return nil, errors.Join(err, remove())
+	}
+	socket := filepath.Join(runDir, ControlSocket)
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, errors.Join(err, h.Close(), remove())
+	}
+	c, err := client.New("unix:" + socket)
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), h.Close(), remove())
+	}
+	serveCtx, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- h.Serve(serveCtx, l) }()
+	return &Connection{Client: c, Embedded: true, close: func() error {
+		stop()
+		return errors.Join(<-served, h.Close(), remove())
+	}}, nil
+}
