@@ -1,0 +1,64 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+// Print prints the result of a command: with --json v, else what text writes.
+func (p *Program) Print(c *cobra.Command, v any, text func(w io.Writer)) error {
+	if !p.JSON {
+		text(c.OutOrStdout())
+		return nil
+	}
+	e := json.NewEncoder(c.OutOrStdout())
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// Table aligns columns. It prints nothing before Flush.
+type Table struct{ w *tabwriter.Writer }
+
+// NewTable returns a table with a line of headings, in capitals; none if there
+// are no headings.
+func NewTable(w io.Writer, headings ...string) *Table {
+	t := &Table{tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)}
+	if len(headings) > 0 {
+		fmt.Fprintln(t.w, strings.ToUpper(strings.Join(headings, "\t")))
+	}
+	return t
+}
+
+// Row adds a line.
+func (t *Table) Row(cells ...any) {
+	s := make([]string, len(cells))
+	for i, c := range cells {
+		s[i] = strings.ReplaceAll(fmt.Sprint(c), "\t", " ")
+	}
+	fmt.Fprintln(t.w, strings.Join(s, "\t"))
+}
+
+// Flush prints the table. Errors of writing are told by the program's end.
+func (t *Table) Flush() { _ = t.w.Flush() }
+
+// Size returns a number of bytes as people read it, in binary units.
+func Size(bytes int64) string {
+	const units = "KMGTPE"
+	if bytes > -1024 && bytes < 1024 {
+		return fmt.Sprintf("%d B", bytes)
+	}
+	v, u := float64(bytes)/1024, 0
+	for (v >= 1023.95 || v <= -1023.95) && u < len(units)-1 {
+		v, u = v/1024, u+1
+	}
+	if v == float64(int64(v)) {
+		return fmt.Sprintf("%.0f %ciB", v, units[u])
+	}
+	return fmt.Sprintf("%.1f %ciB", v, units[u])
+}
