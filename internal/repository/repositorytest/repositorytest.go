@@ -72,7 +72,9 @@ type Model struct {
 	T testing.TB
 	Subject
 	VMs map[repository.VMID][]*Point
-	rnd *rand.Rand
+	// Tried is the point whose commit was asked for last, done or not.
+	Tried *Point
+	rnd   *rand.Rand
 }
 
 // Point is a point as it has to read: the content of each disk by key.
@@ -207,6 +209,7 @@ func (m *Model) TryAdd(c Change) (*Point, error) {
 		}
 		return nil, err
 	}
+	m.Tried = p
 	committed, err := d.Commit(ctx, repository.PointInfo{Job: "job", Config: json.RawMessage(`{"cpus": 2}`)})
 	if err != nil {
 		return nil, err
