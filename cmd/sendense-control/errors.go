@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"syscall"
 
 	"github.com/sendense/sendense/appliance"
@@ -28,12 +29,17 @@ func explain(path string, err error) error {
 		e.Code, e.Hint = appliance.CodeCorrupt, fmt.Sprintf("See what is wrong with it: sendense-control image check %s", path)
 	case errors.Is(err, fs.ErrNotExist):
 		e.Code, e.Hint = appliance.CodeNotFound, "Check the path, and that all backing files are where the image expects them."
-	case errors.Is(err, syscall.EISDIR):
+	case isFolder(path):
 		e.Code, e.Hint = appliance.CodeInvalid, "Give the path of an image file."
 	default:
 		return err
 	}
 	return e
+}
+
+func isFolder(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
 }
 
 // explainNBD makes an error of talking to an NBD server one for users.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/internal/cli"
 	"github.com/sendense/sendense/internal/nbdclient"
 	"github.com/spf13/cobra"
@@ -30,11 +31,27 @@ func nbdInfo(p *cli.Program) *cobra.Command {
 			if err != nil {
 				return explainNBD(args[0], err)
 			}
+			if err := refused(i); err != nil {
+				return err
+			}
 			return p.Print(c, i, func(w io.Writer) { printNBD(w, i) })
 		},
 	}
 	c.Flags().StringVar(&certificates, "tls-dir", "", "`folder` of ca-cert.pem, client-cert.pem and client-key.pem")
 	return c
+}
+
+// refused returns an error if the server describes none of its exports.
+func refused(i *nbdclient.Info) error {
+	why := "it lists none"
+	for _, e := range i.Exports {
+		if e.Error == "" {
+			return nil
+		}
+		why = e.Error
+	}
+	return &appliance.Error{Code: appliance.CodeUnreachable, Msg: cli.Sentence(fmt.Sprintf("%s shows no export: %s", i.URI, why)),
+		Hint: "Check the name of the export, and whether the server asks for TLS (nbds://) and certificates (--tls-dir)."}
 }
 
 func printNBD(w io.Writer, i *nbdclient.Info) {

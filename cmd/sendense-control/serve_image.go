@@ -36,19 +36,18 @@ func (o *serveOptions) openDevice(path string, open *closers) (block.Device, err
 		return nil, err
 	}
 	open.add(lock)
-	top, err := image.OpenFile(path)
-	if o.format == "raw" || o.format == "" && errors.Is(err, image.ErrNotQCOW2) {
-		if err == nil {
-			err = top.Close()
-		} else {
-			err = nil
-		}
-		w, openErr := image.OpenRawWriter(path)
-		if err := errors.Join(err, openErr); err != nil {
+	if o.format == "raw" {
+		w, err := image.OpenRawWriter(path)
+		if err != nil {
 			return nil, err
 		}
 		open.add(w)
 		return w, nil
+	}
+	top, err := image.OpenFile(path)
+	if o.format == "" && errors.Is(err, image.ErrNotQCOW2) {
+		// A guest could make a raw image look like a QCOW2 file to whoever opens it next.
+		return nil, cli.Usagef("If it is a raw image, say so with: --format raw", "The format of %s has to be named to write to it.", path)
 	}
 	if err != nil {
 		return nil, err

@@ -77,6 +77,7 @@ func group(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return c.Help()
 	}
+	c.SuggestionsMinimumDistance = 2
 	hint := fmt.Sprintf("See the commands with: %s --help", c.CommandPath())
 	if like := c.SuggestionsFor(args[0]); len(like) > 0 {
 		hint = fmt.Sprintf("Did you mean: %s %s", c.CommandPath(), like[0])

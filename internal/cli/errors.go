@@ -78,7 +78,7 @@ type message struct {
 // printError tells an error: as a sentence and a hint, or as a line of JSON.
 func printError(w io.Writer, program string, asJSON bool, err error) {
 	e := appliance.AsError(err)
-	m := message{Code: e.Code, Message: Sentence(e.Error()), Hint: Sentence(e.Hint)}
+	m := message{Code: e.Code, Message: Sentence(e.Error()), Hint: e.Hint}
 	if m.Hint == "" {
 		m.Hint = usualHint(e.Code)
 	}

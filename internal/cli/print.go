@@ -57,8 +57,5 @@ func Size(bytes int64) string {
 	for (v >= 1023.95 || v <= -1023.95) && u < len(units)-1 {
 		v, u = v/1024, u+1
 	}
-	if v == float64(int64(v)) {
-		return fmt.Sprintf("%.0f %ciB", v, units[u])
-	}
-	return fmt.Sprintf("%.1f %ciB", v, units[u])
+	return fmt.Sprintf("%s %ciB", strings.TrimSuffix(fmt.Sprintf("%.1f", v), ".0"), units[u])
 }

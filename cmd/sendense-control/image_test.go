@@ -1,0 +1,160 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sendense/sendense/internal/requires"
+)
+
+// newChain makes a chain of three files with QEMU's tools and returns their paths,
+// the base first.
+func newChain(t testing.TB) []string {
+	t.Helper()
+	requires.Tool(t, "qemu-img", "qemu-io")
+	dir := t.TempDir()
+	paths := []string{filepath.Join(dir, "full.qcow2"), filepath.Join(dir, "incr-1.qcow2"), filepath.Join(dir, "incr-2.qcow2")}
+	tool(t, "qemu-img", "create", "-q", "-f", "qcow2", paths[0], "64M")
+	tool(t, "qemu-io", "-c", "write -P 17 0 1M", "-c", "write -P 18 8M 64k", "-c", "write -c -P 19 16M 64k", paths[0])
+	for i := range 2 {
+		tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", filepath.Base(paths[i]), paths[i+1])
+	}
+	tool(t, "qemu-io", "-c", "write -P 33 512k 1M", "-c", "write -z 8M 64k", paths[1])
+	tool(t, "qemu-io", "-c", "write -P 65 2M 192k", paths[2])
+	return paths
+}
+
+func TestVersionAndHelpGoToStdout(t *testing.T) {
+	if r := call(t, "--version"); r.code != 0 || r.stdout != "sendense-control v9-test\n" || r.stderr != "" {
+		t.Errorf("--version: got %+v, want the version", r)
+	}
+	for _, args := range [][]string{{}, {"--help"}, {"image"}, {"nbd", "serve", "--help"}} {
+		if r := call(t, args...); r.code != 0 || !strings.Contains(r.stdout, "Usage:") || r.stderr != "" {
+			t.Errorf("%q: got %+v, want help on stdout", args, r)
+		}
+	}
+}
+
+func TestInfoAgreesWithQemuImg(t *testing.T) {
+	chain := newChain(t)
+	type theirs struct {
+		Virtual int64  `json:"virtual-size"`
+		Cluster int64  `json:"cluster-size"`
+		Backing string `json:"backing-filename"`
+	}
+	type ours struct {
+		Path    string `json:"path"`
+		Format  string `json:"format"`
+		Virtual int64  `json:"virtual_bytes"`
+		QCOW2   struct {
+			Cluster int64  `json:"cluster_bytes"`
+			Backing string `json:"backing_file"`
+		} `json:"qcow2"`
+	}
+	got := decode[[]ours](t, call(t, "image", "info", "--json", "--backing-chain", chain[2]))
+	var want []theirs
+	if err := json.Unmarshal([]byte(tool(t, "qemu-img", "info", "--output=json", "--backing-chain", chain[2])), &want); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 3 || len(want) != 3 {
+		t.Fatalf("files of the chain: got %d, want %d", len(got), len(want))
+	}
+	for i, g := range got {
+		w := want[i]
+		if g.Format != "qcow2" || g.Virtual != w.Virtual || g.QCOW2.Cluster != w.Cluster || g.QCOW2.Backing != w.Backing {
+			t.Errorf("file %d: got %+v, want %+v", i, g, w)
+		}
+	}
+	text := call(t, "image", "info", chain[1])
+	for _, want := range []string{"virtual size:", "64 MiB (67108864 bytes)", "backing file:", "full.qcow2"} {
+		if !strings.Contains(text.stdout, want) {
+			t.Errorf("text: got %q, want %q in it", text.stdout, want)
+		}
+	}
+}
+
+func TestMapAgreesWithQemuImg(t *testing.T) {
+	chain := newChain(t)
+	type extent struct {
+		Start, Length, Depth int64
+		Offset               *int64
+		Kind                 string
+		Data, Zero           bool
+	}
+	got := decode[[]extent](t, call(t, "image", "map", "--json", chain[2]))
+	var want []extent
+	if err := json.Unmarshal([]byte(tool(t, "qemu-img", "map", "--output=json", chain[2])), &want); err != nil {
+		t.Fatal(err)
+	}
+	// In units of clusters, since the two divide ranges differently.
+	cells := func(all []extent, data func(extent) bool) []string {
+		cell := make([]string, 64<<20>>16)
+		for _, e := range all {
+			for off := e.Start; off < e.Start+e.Length; off += 64 << 10 {
+				if data(e) {
+					cell[off>>16] = fmt.Sprintf("layer %d", e.Depth)
+					if e.Offset != nil {
+						cell[off>>16] += fmt.Sprintf(" at %d", *e.Offset+off-e.Start)
+					}
+				}
+			}
+		}
+		return cell
+	}
+	g := cells(got, func(e extent) bool { return e.Kind == "stored" || e.Kind == "compressed" })
+	w := cells(want, func(e extent) bool { return e.Data })
+	for i := range w {
+		if g[i] != w[i] {
+			t.Errorf("cluster %d: got %q, want %q", i, g[i], w[i])
+		}
+	}
+	if text := call(t, "image", "map", chain[2]); text.code != 0 || !strings.Contains(text.stdout, "compressed") {
+		t.Errorf("text: got %+v, want the compressed cluster in it", text)
+	}
+}
+
+func TestCheckFindsDamage(t *testing.T) {
+	chain := newChain(t)
+	if r := call(t, append([]string{"image", "check"}, chain...)...); r.code != 0 || strings.Count(r.stdout, "no errors") != 3 {
+		t.Errorf("good files: got %+v, want no errors", r)
+	}
+	for off := int64(2 << 16); off < 2<<16+8; off++ { // refcounts of the first clusters
+		setByte(t, chain[0], off, 0)
+	}
+	type report struct{ Corruptions int64 }
+	r := call(t, "image", "check", "--json", chain[0])
+	if got := decode[[]report](t, r); r.code != 5 || len(got) != 1 || got[0].Corruptions == 0 || r.stderr != "" {
+		t.Errorf("damaged file: got %+v, want corruptions and exit code 5", r)
+	}
+}
+
+func TestCompare(t *testing.T) {
+	chain := newChain(t)
+	raw := filepath.Join(t.TempDir(), "disk.raw")
+	tool(t, "qemu-img", "convert", "-O", "raw", chain[2], raw)
+	if r := call(t, "image", "compare", chain[2], raw); r.code != 0 || !strings.Contains(r.stdout, "equal") {
+		t.Errorf("the same disk: got %+v, want equal", r)
+	}
+	type result struct {
+		Equal bool
+		First *int64 `json:"first_difference"`
+		Sizes []int64
+	}
+	for _, off := range []int64{50 << 20, 2<<20 + 777, 2<<20 + 5} {
+		setByte(t, raw, off, 1)
+		r := call(t, "image", "compare", "--json", chain[2], raw, "--other-format", "raw")
+		if got := decode[result](t, r); r.code != 5 || got.Equal || got.First == nil || *got.First != off {
+			t.Errorf("a byte changed at %d: got %+v, want that", off, r)
+		}
+	}
+	longer := filepath.Join(t.TempDir(), "longer.qcow2")
+	tool(t, "qemu-img", "convert", "-O", "qcow2", chain[2], longer)
+	tool(t, "qemu-img", "resize", "-q", longer, "65M")
+	r := call(t, "image", "compare", "--json", chain[2], longer)
+	if got := decode[result](t, r); r.code != 5 || got.Equal || got.First != nil || got.Sizes[1] != 65<<20 {
+		t.Errorf("another size: got %+v, want that", r)
+	}
+}

@@ -1,0 +1,125 @@
+package main_test
+
+import (
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestBadInputGetsASentenceAHintAndAnExitCode(t *testing.T) {
+	chain := newChain(t)
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	image := chain[2]
+	raw, notes := file("disk.raw", strings.Repeat("x", 4096)), file("notes", "hello")
+	cut := file("cut.qcow2", "QFI\xfb\x00\x00\x00\x03")
+	orphan := filepath.Join(dir, "orphan.qcow2")
+	tool(t, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "gone.qcow2", orphan, "1M")
+	luks := filepath.Join(dir, "luks.qcow2")
+	tool(t, "qemu-img", "create", "-q", "-f", "qcow2", luks, "1M")
+	setByte(t, luks, 35, 2) // crypt_method of the header
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	busy := listener.Addr().String()
+
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		want string // in the sentence
+	}{
+		{"a command that does not exist", []string{"vmz"}, 2, "no command"},
+		{"a command of a group that does not exist", []string{"image", "inf"}, 2, "no command"},
+		{"a flag that does not exist", []string{"image", "info", "--bogus", image}, 2, "--bogus"},
+		{"an argument too few", []string{"image", "compare", image}, 2, "2 arg"},
+		{"an argument too many", []string{"image", "map", image, image}, 2, "1 arg"},
+		{"no file at all", []string{"image", "info"}, 2, "arg"},
+		{"a file that is not there", []string{"image", "info", filepath.Join(dir, "nothing")}, 3, "nothing"},
+		{"a folder in place of a file", []string{"image", "info", dir}, 2, dir},
+		{"a raw image to check", []string{"image", "check", raw}, 2, "QCOW2"},
+		{"a file that was cut off", []string{"image", "info", cut}, 5, "cut.qcow2"},
+		{"a backing file that is missing", []string{"image", "map", orphan}, 3, "gone.qcow2"},
+		{"an encrypted image", []string{"nbd", "serve", luks}, 2, "LUKS"},
+		{"an unknown format", []string{"nbd", "serve", "--format", "vmdk", image}, 2, "vmdk"},
+		{"compare with a file that is not there", []string{"image", "compare", image, filepath.Join(dir, "nothing")}, 3, "nothing"},
+		{"serve a file that is not there", []string{"nbd", "serve", filepath.Join(dir, "nothing")}, 3, "nothing"},
+		{"serve writable what is not there", []string{"nbd", "serve", "--writable", filepath.Join(dir, "nothing")}, 3, "nothing"},
+		{"both read-only and writable", []string{"nbd", "serve", "--writable", "--read-only", image}, 2, "writable"},
+		{"both socket and address", []string{"nbd", "serve", "--socket", "/x", "--listen", "127.0.0.1", image}, 2, "socket"},
+		{"changes of a disk being written", []string{"nbd", "serve", "--writable", "--since", chain[0], image}, 2, "written"},
+		{"a raw image to write without its format", []string{"nbd", "serve", "--writable", raw}, 2, "format"},
+		{"an address for all without certificates", []string{"nbd", "serve", "--listen", "0.0.0.0:0", image}, 2, "unencrypted"},
+		{"an address that is none", []string{"nbd", "serve", "--listen", "localhost:no:no", image}, 2, "address"},
+		{"an address of another machine", []string{"nbd", "serve", "--tls-dir", dir, "--listen", "192.0.2.1:0", image}, 3, "certificates"},
+		{"an address in use", []string{"nbd", "serve", "--listen", busy, image}, 4, busy},
+		{"a file where the socket should be", []string{"nbd", "serve", "--socket", notes, image}, 4, notes},
+		{"a socket in a folder that is missing", []string{"nbd", "serve", "--socket", filepath.Join(dir, "a", "b"), image}, 3, "folder"},
+		{"a socket with too long a path", []string{"nbd", "serve", "--socket", "/" + strings.Repeat("x", 200), image}, 2, "too long"},
+		{"changes since a file of another chain", []string{"nbd", "serve", "--since", raw, image}, 3, "disk.raw"},
+		{"changes since a file that is not there", []string{"nbd", "serve", "--since", filepath.Join(dir, "nothing"), image}, 3, "nothing"},
+		{"a folder without certificates", []string{"nbd", "serve", "--tls-dir", dir, image}, 3, "certificates"},
+		{"no URI", []string{"nbd", "info", "foo"}, 2, "foo"},
+		{"a server that is not there", []string{"nbd", "info", "nbd+unix:///?socket=" + filepath.Join(dir, "no.sock")}, 6, "no.sock"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := call(t, c.args...)
+			lines := strings.Split(strings.TrimSuffix(r.stderr, "\n"), "\n")
+			if r.code != c.code || r.stdout != "" || len(lines) != 2 {
+				t.Fatalf("got exit code %d, stdout %q, stderr %q, want %d and two lines of stderr", r.code, r.stdout, r.stderr, c.code)
+			}
+			if !strings.HasPrefix(lines[0], "sendense-control: ") || !strings.Contains(lines[0], c.want) || !strings.HasSuffix(lines[0], ".") {
+				t.Errorf("sentence: got %q, want one with %q", lines[0], c.want)
+			}
+			if !strings.HasPrefix(lines[1], "hint: ") || len(lines[1]) < 15 {
+				t.Errorf("hint: got %q, want one", lines[1])
+			}
+			j := call(t, append([]string{"--json"}, c.args...)...)
+			var e struct {
+				Error struct{ Code, Message, Hint string }
+			}
+			if err := json.Unmarshal([]byte(j.stderr), &e); err != nil || j.code != c.code || e.Error.Code == "" || e.Error.Message == "" || e.Error.Hint == "" {
+				t.Errorf("with --json: got %+v, want an error with code, message and hint", j)
+			}
+		})
+	}
+}
+
+func TestFullOutputIsAnError(t *testing.T) {
+	chain := newChain(t)
+	for _, args := range [][]string{{"image", "info"}, {"image", "info", "--json"}, {"image", "map"}} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer full.Close()
+		r := callTo(t, full, append(args, chain[2])...)
+		if r.code != 8 || !strings.Contains(r.stderr, "no space") {
+			t.Errorf("%q: got %+v, want exit code 8", args, r)
+		}
+	}
+}
+
+// setByte changes a byte of a file.
+func setByte(t testing.TB, path string, off int64, b byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{b}, off); err != nil {
+		t.Fatal(err)
+	}
+}
