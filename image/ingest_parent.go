@@ -3,8 +3,22 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 )
+
+// expect returns what cluster c of the parent has to be, nil for zeroes; false if
+// there are no digests to tell, or damaged ones: the content is looked at then.
+func (d *Ingest) expect(ctx context.Context, c int64) (*expected, bool, error) {
+	if d.digests == nil {
+		return nil, false, nil
+	}
+	e, err := d.digests.get(ctx, c)
+	if errors.Is(err, ErrBadDigests) {
+		return nil, false, nil
+	}
+	return e, err == nil, err
+}
 
 // parentZero reports whether the parent reads as zeroes in a range inside one
 // cluster. Without a parent everything does.
@@ -12,8 +26,7 @@ func (d *Ingest) parentZero(ctx context.Context, off, n int64) (bool, error) {
 	if d.parent == nil || off >= d.parent.Size() {
 		return true, nil
 	}
-	if d.digests != nil {
-		e, err := d.digests.get(ctx, off/d.cs)
+	if e, ok, err := d.expect(ctx, off/d.cs); ok || err != nil {
 		return err == nil && (e == nil || e.sum == d.zeroSum), err
 	}
 	n = min(n, d.parent.Size()-off)
@@ -35,8 +48,7 @@ func (d *Ingest) parentZero(ctx context.Context, off, n int64) (bool, error) {
 // parentSame reports whether cluster c of the parent has content b, whose digest
 // is sum. b is not all zeroes.
 func (d *Ingest) parentSame(ctx context.Context, b []byte, c int64, sum Digest) (bool, error) {
-	if d.digests != nil {
-		e, err := d.digests.get(ctx, c)
+	if e, ok, err := d.expect(ctx, c); ok || err != nil {
 		return err == nil && e != nil && e.sum == sum, err
 	}
 	buf := d.bufs.Get().(*[]byte)
@@ -79,8 +91,7 @@ func (d *Ingest) parentSum(ctx context.Context, c int64) (Digest, bool, error) {
 	if d.parent == nil || c*d.cs >= d.parent.Size() {
 		return Digest{}, false, nil
 	}
-	if d.digests != nil {
-		e, err := d.digests.get(ctx, c)
+	if e, ok, err := d.expect(ctx, c); ok || err != nil {
 		if err != nil || e == nil {
 			return d.zeroSum, err == nil, err
 		}

@@ -185,7 +185,7 @@ func (d *draft) build(ctx context.Context, x *draftDisk) error {
 	io := image.IngestOptions{Compress: d.o.Compress != ""}
 	if d.parent != nil && d.parent.disk(x.out.Index) != nil {
 		p := d.parent.disk(x.out.Index)
-		c, err := d.r.openChain(d.v, d.record, d.parent, p, true)
+		c, err := d.openParent(p)
 		if err != nil {
 			return err
 		}
@@ -207,6 +207,21 @@ func (d *draft) build(ctx context.Context, x *draftDisk) error {
 	}
 	x.in, err = image.NewIngest(ctx, x.w, io)
 	return err
+}
+
+// openParent opens the disk that a draft builds on, without digests if those are
+// damaged: content is compared by itself then.
+func (d *draft) openParent(p *repository.PointDisk) (*openChain, error) {
+	c, err := d.r.openChain(d.v, d.record, d.parent, p, true)
+	if err == nil {
+		return c, nil
+	}
+	plain, plainErr := d.r.openChain(d.v, d.record, d.parent, p, false)
+	if plainErr != nil {
+		return nil, err
+	}
+	d.r.log.Warn("digests of the parent cannot be used", "vm", d.v.id, "disk", p.Key, "err", err)
+	return plain, nil
 }
 
 // close gives up what is open of the disk.

@@ -81,7 +81,7 @@ func (c *openChain) open(v *vmFolder, rec *record, p *pointRecord, d *repository
 	dropped := "" // the layer that may be missing, since it is being merged
 	if rec.Merge != nil {
 		for _, m := range rec.Merge.Disks {
-			if i, ok := names[filepath.Base(m.Child)]; ok {
+			if i, ok := names[filepath.Base(m.Child)]; ok && m.Index == d.Index {
 				names[filepath.Base(m.File)] = i
 				dropped = m.Parent
 			}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/sendense/sendense/internal/repository"
 )
@@ -265,7 +266,8 @@ func (v *vmFolder) leftovers(point repository.PointID) ([]leftover, error) {
 		}
 		for _, f := range files {
 			p, ok := parsePointFile(f.Name())
-			if ok && (p.partial || p.point == point) || f.Name() == chainName+partialSuffix {
+			scratch := strings.HasPrefix(f.Name(), ".digests-") && strings.HasSuffix(f.Name(), partialSuffix)
+			if ok && (p.partial || p.point == point) || scratch || f.Name() == chainName+partialSuffix {
 				d.names = append(d.names, f.Name())
 			}
 		}
