@@ -13,6 +13,7 @@ var version = "unknown" // set by the linker
 
 func main() {
 	p := cli.New("sendense-control", "Look after VM backups: points, exports, images", version)
+	p.Root.AddCommand(serviceCommands(p)...)
 	p.Root.AddCommand(imageCommands(p), nbdCommands(p))
 	os.Exit(p.Main(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -115,3 +115,14 @@ func usualHint(c appliance.Code) string {
 	}
 	return "If the cause is not plain from this, it is a mistake in the program: please report it."
 }
+
+// ParseError returns the error that a program run with --json told on its stderr.
+func ParseError(stderr string) error {
+	var m struct {
+		Error message `json:"error"`
+	}
+	if json.Unmarshal([]byte(stderr), &m) != nil || m.Error.Message == "" {
+		return &appliance.Error{Code: appliance.CodeInternal, Msg: "The process in the background ended: " + Sentence(stderr)}
+	}
+	return &appliance.Error{Code: m.Error.Code, Msg: m.Error.Message, Hint: m.Error.Hint}
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/internal/cli"
+	"github.com/sendense/sendense/internal/host"
+)
+
+func (s service) export() *cobra.Command {
+	var spec appliance.ExportSpec
+	var disk int
+	var foreground bool
+	c := &cobra.Command{Use: "export VM POINT", Short: "Serve a point over NBD, read-only",
+		Long: "Export serves the disks of a point over NBD and prints their URIs. A control\n" +
+			"plane serves until unexport. Without one a process in the background does, until\n" +
+			"it is terminated; with --foreground it is the command itself.",
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			spec.VM, spec.Point = args[0], args[1]
+			if c.Flags().Changed("disk") {
+				spec.Disk = &disk
+			}
+			if err := absolute(&spec.Socket, &spec.TLSDir); err != nil {
+				return err
+			}
+			return s.runExport(c, spec, foreground)
+		}}
+	f := c.Flags()
+	f.IntVar(&disk, "disk", 0, "serve only the disk with this `number`; default all")
+	f.StringVar(&spec.Socket, "socket", "", "`path` of the unix socket to serve on; default one in the run directory")
+	f.StringVar(&spec.Listen, "listen", "", "`address` to serve on instead, as 127.0.0.1:10809; others than loopback take --tls-dir")
+	f.StringVar(&spec.TLSDir, "tls-dir", "", "`folder` with ca-cert.pem, server-cert.pem and server-key.pem; clients need certificates too")
+	f.BoolVar(&spec.Verified, "verified", false, "compare every cluster with its digest as it is read")
+	f.BoolVar(&spec.Persist, "persist", false, "bring the export back when the control plane is started again")
+	f.BoolVar(&foreground, "foreground", false, "serve until interrupted")
+	c.MarkFlagsMutuallyExclusive("socket", "listen")
+	return c
+}
+
+func absolute(paths ...*string) error {
+	for _, p := range paths {
+		if *p == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	return nil
+}
+
+func (s service) runExport(c *cobra.Command, spec appliance.ExportSpec, foreground bool) error {
+	background := false
+	err := s.with(c, false, func(conn *host.Connection) error {
+		if conn.Embedded && !foreground {
+			background = true
+			return nil
+		}
+		e, err := conn.Export(c.Context(), spec)
+		if err != nil {
+			return err
+		}
+		if err := s.Print(c, exported{Export: e, PID: pidIf(conn.Embedded)}, func(w io.Writer) { printExport(w, e) }); err != nil || !foreground {
+			return err
+		}
+		<-c.Context().Done()
+		if !conn.Embedded {
+			return conn.Unexport(context.WithoutCancel(c.Context()), e.ID)
+		}
+		return nil
+	})
+	if err != nil || !background {
+		return err
+	}
+	return s.detach(c)
+}
+
+// exported is what export prints with --json.
+type exported struct {
+	appliance.Export
+	PID int `json:"pid,omitempty"` // of the process that serves, if no control plane does
+}
+
+func pidIf(embedded bool) int {
+	if !embedded {
+		return 0
+	}
+	return os.Getpid()
+}
+
+func printExport(w io.Writer, e appliance.Export) {
+	for _, d := range e.Disks {
+		fmt.Fprintln(w, d.URI)
+	}
+}
+
+// detach runs the same command again in the background, in the foreground there,
+// and passes on what it prints first.
+func (s service) detach(c *cobra.Command) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self, append(os.Args[1:len(os.Args):len(os.Args)], "--foreground", "--json")...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var complaints strings.Builder
+	errs, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	var e exported
+	if err := json.NewDecoder(bufio.NewReader(out)).Decode(&e); err != nil {
+		_, _ = io.Copy(&complaints, errs)
+		_ = cmd.Wait() // what it said tells more than its status
+		return cli.ParseError(complaints.String())
+	}
+	return s.Print(c, e, func(w io.Writer) {
+		printExport(w, e.Export)
+		fmt.Fprintf(c.ErrOrStderr(), "Process %d serves it. End it with: kill %d\n", e.PID, e.PID)
+	})
+}
+
+func (s service) exports() *cobra.Command {
+	return &cobra.Command{Use: "exports", Short: "List what the control plane serves", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return s.with(c, false, func(conn *host.Connection) error {
+				exports, err := conn.Exports(c.Context())
+				if err != nil {
+					return err
+				}
+				return s.Print(c, exports, func(w io.Writer) {
+					t := cli.NewTable(w, "export", "vm", "point", "disk", "size", "clients", "uri")
+					for _, e := range exports {
+						for _, d := range e.Disks {
+							t.Row(e.ID, e.Name, e.Point, d.Index, cli.Size(d.Size), d.Clients, d.URI)
+						}
+					}
+					t.Flush()
+				})
+			})
+		}}
+}
+
+func (s service) unexport() *cobra.Command {
+	return &cobra.Command{Use: "unexport ID", Short: "End an export; requests in flight are answered first", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return s.with(c, false, func(conn *host.Connection) error {
+				if err := conn.Unexport(c.Context(), args[0]); err != nil {
+					return err
+				}
+				return s.Print(c, map[string]string{"ended": args[0]}, func(w io.Writer) { fmt.Fprintln(w, "ended", args[0]) })
+			})
+		}}
+}
