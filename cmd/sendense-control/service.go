@@ -11,6 +11,7 @@ import (
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/internal/cli"
 	"github.com/sendense/sendense/internal/host"
+	"github.com/sendense/sendense/internal/repository"
 )
 
 // service makes the commands that work through an appliance.
@@ -64,11 +65,15 @@ func (s service) points() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				usage, err := conn.Usage(c.Context(), args[0])
+				if err != nil {
+					return err
+				}
 				return s.Print(c, points, func(w io.Writer) {
 					t := cli.NewTable(w, "point", "type", "disks", "virtual", "changed", "stored", "ratio", "captured")
 					for _, p := range points {
 						sum := sumUp(p)
-						t.Row(p.ID, pointType(p), len(p.Disks), cli.Size(sum.virtual), cli.Size(sum.data), cli.Size(sum.stored), sum.ratio(), sum.modes)
+						t.Row(p.ID, pointType(p), len(p.Disks), cli.Size(sum.virtual), cli.Size(sum.data), cli.Size(sum.stored), ratio(usage, p.ID), sum.modes)
 					}
 					t.Flush()
 				})
@@ -98,12 +103,14 @@ func sumUp(p appliance.Point) sums {
 	return s
 }
 
-// ratio is what compression gained.
-func (s sums) ratio() string {
-	if s.data == 0 || s.stored == 0 {
-		return "-"
+// ratio is what compression gained for a point.
+func ratio(u repository.Usage, id repository.PointID) string {
+	for _, p := range u.Points {
+		if p.Point == id && p.DataBytes > 0 {
+			return fmt.Sprintf("%.2f", p.Ratio)
+		}
 	}
-	return fmt.Sprintf("%.2f", float64(s.data)/float64(s.stored))
+	return "-"
 }
 
 func pointType(p appliance.Point) string {
