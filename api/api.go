@@ -159,17 +159,21 @@ func (s *server) problem(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(Problem{Type: "about:blank", Title: http.StatusText(status), Status: status,
-		Detail: e.Error(), Code: e.Code, Hint: e.Hint}) //nolint:errcheck // the client may be gone
+	send(w, Problem{Type: "about:blank", Title: http.StatusText(status), Status: status,
+		Detail: e.Error(), Code: e.Code, Hint: e.Hint})
 }
 
 // reply sends v as JSON.
 func reply(w http.ResponseWriter, status int, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(v) //nolint:errcheck // the client may be gone
+	send(w, v)
 	return nil
 }
+
+// send writes v as a line of JSON. The client may be gone, which is no concern of
+// who answers it.
+func send(w io.Writer, v any) { _ = json.NewEncoder(w).Encode(v) }
 
 // decode reads the body into v, strictly.
 func decode(r *http.Request, v any) error {

@@ -85,7 +85,7 @@ func (s *server) beginDraft(w http.ResponseWriter, r *http.Request) error {
 	info := d.Info()
 	w.Header().Set("Content-Type", "application/jsonl")
 	w.WriteHeader(http.StatusCreated)
-	json.NewEncoder(w).Encode(DraftEvent{Draft: &info}) //nolint:errcheck // noticed below
+	send(w, DraftEvent{Draft: &info})
 	if err := http.NewResponseController(w).Flush(); err != nil {
 		d.Abort(gone)
 		return nil
@@ -96,8 +96,8 @@ func (s *server) beginDraft(w http.ResponseWriter, r *http.Request) error {
 	case <-d.Ended():
 		if err := d.Err(); err != nil {
 			e := appliance.AsError(err)
-			json.NewEncoder(w).Encode(DraftEvent{Ended: &Problem{Type: "about:blank", Title: "Draft ended",
-				Status: statuses[e.Code], Detail: e.Error(), Code: e.Code, Hint: e.Hint}}) //nolint:errcheck // the client may be gone
+			send(w, DraftEvent{Ended: &Problem{Type: "about:blank", Title: "Draft ended",
+				Status: statuses[e.Code], Detail: e.Error(), Code: e.Code, Hint: e.Hint}})
 		}
 	}
 	return nil

@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sendense/sendense/internal/repository"
@@ -63,6 +64,7 @@ type Appliance struct {
 	mu      sync.Mutex // guards the fields below
 	drafts  map[string]*Draft
 	exports map[string]*export
+	closed  bool // no export begins any more
 }
 
 // Open starts an appliance: it marks jobs that dead processes left, brings back
@@ -72,7 +74,7 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Now == nil {
-		o.Now = time.Now //nolint:forbidigo // the default of an injected clock
+		o.Now = time.Now //permit:time.Now: the default of an injected clock
 	}
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)
@@ -115,11 +117,17 @@ func (a *Appliance) openInbox() error {
 	return nil
 }
 
+// Stop refuses new jobs and asks those that run to end. It does not wait: whoever
+// follows a job still learns how it ends. Close has to come after it.
+func (a *Appliance) Stop() { a.jobs.stop() }
+
 // Close cancels the jobs that run, ends the exports and waits for all of it. The
 // repository stays open.
 func (a *Appliance) Close() error {
-	a.jobs.close()
+	a.jobs.stop()
+	a.jobs.wg.Wait()
 	a.mu.Lock()
+	a.closed = true
 	exports := make([]*export, 0, len(a.exports))
 	for _, e := range a.exports {
 		exports = append(exports, e)
@@ -283,9 +291,12 @@ func listenUnix(path string) (net.Listener, error) {
 			return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s exists and is no socket.", path),
 				Hint: "Choose another path for the socket."}
 		}
-		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
 			c.Close()
-			return nil, &Error{Code: CodeBusy, Msg: fmt.Sprintf("Another process listens on %s.", path),
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) { // a busy listener gives other errors
+			return nil, &Error{Code: CodeBusy, Msg: fmt.Sprintf("Another process listens on %s.", path), Err: err,
 				Hint: "Stop it, or choose another path for the socket."}
 		}
 		os.Remove(path)

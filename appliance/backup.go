@@ -69,6 +69,7 @@ type Draft struct {
 	mu    sync.Mutex // guards the fields below
 	disks map[int]repository.DraftDisk
 	over  bool
+	why   error         // that it was discarded; also read once ended is closed
 	ended chan struct{} // closed when the draft is over
 }
 
@@ -140,12 +141,14 @@ func (d *Draft) Info() DraftInfo { return d.info }
 // Ended is closed when the draft is committed or discarded.
 func (d *Draft) Ended() <-chan struct{} { return d.ended }
 
-// Err returns why the draft's job was cancelled, or nil.
+// Err returns why the draft was or is about to be discarded, or nil.
 func (d *Draft) Err() error {
-	if d.ctx.Err() == nil {
-		return nil
+	select {
+	case <-d.ended:
+		return d.why
+	default:
+		return context.Cause(d.ctx)
 	}
-	return context.Cause(d.ctx)
 }
 
 // AddDisk opens the draft of one disk under an NBD export of its own.
@@ -194,7 +197,7 @@ func (d *Draft) Differs(ctx context.Context, index int, first int64, sums []imag
 	return differs, userError(err)
 }
 
-// Report records how far the capture is. It returns why the job was cancelled,
+// Report records how far the capture is. It returns why the draft was discarded,
 // if it was.
 func (d *Draft) Report(p capture.Progress) error {
 	if err := d.Err(); err != nil {
@@ -234,8 +237,7 @@ func (d *Draft) Commit(ctx context.Context, r CommitRequest) (Point, error) {
 	if err != nil {
 		return Point{}, d.end(nil, userError(err))
 	}
-	d.end(BackupResult{Point: point, Disks: r.Disks}, nil)
-	return point, nil
+	return point, d.end(BackupResult{Point: point, Disks: r.Disks}, nil)
 }
 
 // BackupResult is the result of a backup job.
@@ -259,7 +261,7 @@ func (d *Draft) Abort(why error) {
 	if err != nil {
 		d.a.log.Error("draft could not be discarded", "job", d.info.Job, "err", err)
 	}
-	d.end(nil, why)
+	_ = d.end(nil, why) // the job has it
 }
 
 // release withdraws the disks' exports. The caller holds d.mu.
@@ -281,7 +283,7 @@ func (d *Draft) end(result any, why error) error {
 		// does nothing.
 		why = errors.Join(why, d.draft.Abort(context.Background()))
 	}
-	d.over = true
+	d.over, d.why = true, why
 	close(d.ended)
 	d.a.mu.Lock()
 	delete(d.a.drafts, d.info.Job)

@@ -91,7 +91,9 @@ func (a *Appliance) Export(ctx context.Context, s ExportSpec) (Export, error) {
 		return Export{}, errors.Join(err, closeAll(e.disks))
 	}
 	if s.Persist {
-		if err := a.opts.Journal.PutExport(e.ExportSpec); err != nil {
+		kept := e.ExportSpec
+		kept.Socket = s.Socket // the default one may be elsewhere the next time
+		if err := a.opts.Journal.PutExport(kept); err != nil {
 			return Export{}, errors.Join(err, a.endExport(e))
 		}
 	}
@@ -117,11 +119,14 @@ func (a *Appliance) openExport(ctx context.Context, e *export, point Point) erro
 	if err := a.addDisks(ctx, e, point, points); err != nil {
 		return errors.Join(err, l.Close())
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return errors.Join(errShutdown, l.Close())
+	}
 	serveCtx, cancel := context.WithCancel(context.Background())
 	e.stop = cancel
-	a.mu.Lock()
 	a.exports[e.ID] = e
-	a.mu.Unlock()
 	a.wg.Go(func() {
 		defer close(e.done)
 		if err := e.server.Serve(serveCtx, l); err != nil {

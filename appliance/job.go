@@ -82,6 +82,7 @@ type jobs struct {
 	mu      sync.Mutex // guards the fields below
 	running map[string]*running
 	known   map[string]bool // ids taken
+	ended   []string        // ids of final jobs, those to be dropped first in front
 	closed  bool
 }
 
@@ -113,7 +114,6 @@ func (js *jobs) recover() ([]Job, error) {
 	}
 	sort.Slice(all, func(i, k int) bool { return all[i].Started.Before(all[k].Started) })
 	var marked []Job
-	finished := 0
 	for i := range all {
 		j := &all[i]
 		js.known[j.ID] = true
@@ -127,16 +127,23 @@ func (js *jobs) recover() ([]Job, error) {
 			marked = append(marked, *j)
 		}
 		if j.State != JobRunning {
-			finished++
+			js.ended = append(js.ended, j.ID)
 		}
 	}
-	for i := 0; i < len(all) && finished > keepJobs; i++ {
-		if all[i].State != JobRunning {
-			err = errors.Join(err, js.journal.DeleteJob(all[i].ID))
-			finished--
-		}
+	return marked, errors.Join(err, js.prune())
+}
+
+// prune drops the oldest final jobs beyond keepJobs. The caller holds js.mu, or
+// is alone.
+func (js *jobs) prune() error {
+	var errs []error
+	for len(js.ended) > keepJobs {
+		id := js.ended[0]
+		errs = append(errs, js.journal.DeleteJob(id))
+		delete(js.known, id)
+		js.ended = js.ended[1:]
 	}
-	return marked, err
+	return errors.Join(errs...)
 }
 
 // begin registers a job and returns it with the context it is to run under. The
@@ -199,6 +206,8 @@ func (r *running) finish(result any, err error) Job {
 	r.cancel(nil)
 	r.jobs.mu.Lock()
 	delete(r.jobs.running, job.ID)
+	r.jobs.ended = append(r.jobs.ended, job.ID)
+	r.jobs.prune() //nolint:errcheck // what stays is tried again when the journal is opened
 	r.jobs.mu.Unlock()
 	if r.jobs.onEnd != nil {
 		r.jobs.onEnd(job)
@@ -260,15 +269,14 @@ func (r *running) snapshot() (Job, <-chan struct{}) {
 	return r.job, r.changed
 }
 
-// close cancels what runs and waits for it to end.
-func (js *jobs) close() {
+// stop refuses new jobs and cancels what runs; wg waits for it to end.
+func (js *jobs) stop() {
 	js.mu.Lock()
+	defer js.mu.Unlock()
 	js.closed = true
 	for _, r := range js.running {
 		r.cancel(errShutdown)
 	}
-	js.mu.Unlock()
-	js.wg.Wait()
 }
 
 // get returns a running job by id, nil if none runs under it.
@@ -366,13 +374,15 @@ func (a *Appliance) CancelJob(ctx context.Context, id string) error {
 	return nil
 }
 
-// fileName reduces a name to what job ids and file names are made of.
+// fileName reduces a name to what job ids and file names are made of, and to a
+// length that they bear.
 func fileName(s string) string {
-	return strings.Trim(strings.Map(func(r rune) rune {
+	s = strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '.', r == '_', r == '-':
 			return r
 		}
 		return '-'
-	}, s), "-.")
+	}, s)
+	return strings.Trim(s[:min(len(s), 100)], "-.")
 }

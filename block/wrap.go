@@ -152,7 +152,7 @@ type Limit struct {
 // of a second. The clock is time.Now unless given.
 func NewLimit(bytesPerSecond int64, now func() time.Time) *Limit {
 	if now == nil {
-		now = time.Now //nolint:forbidigo // the default of an injected clock
+		now = time.Now //permit:time.Now: the default of an injected clock
 	}
 	return &Limit{perSecond: bytesPerSecond, now: now}
 }

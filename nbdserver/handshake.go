@@ -155,7 +155,7 @@ func (n *negotiation) answer(ctx context.Context, opt uint32, data []byte) error
 		return n.metaContext(ctx, opt, data)
 	case optAbort:
 		// The client may be gone already: its answer is a courtesy.
-		n.reply(opt, repAck, "")
+		_ = n.reply(opt, repAck, "") // the client may be gone already
 		return errClientLeft
 	case optList, optStartTLS, optStructuredReply, optExtendedHeaders:
 		if len(data) > 0 {

@@ -101,7 +101,7 @@ func New(o Options) *Server {
 	o = o.withDefaults()
 	return &Server{
 		opt:     o,
-		now:     time.Now,
+		now:     time.Now, //permit:time.Now: the server's clock
 		pipes:   newPipePool(32),
 		zeroes:  sync.OnceValues(func() (*file, error) { return newZeroFile(o.MaxRequest) }),
 		exports: make(map[string]*export),

@@ -139,7 +139,7 @@ func (w *fdWire) waitReadable() error {
 	if fds[1].Revents != 0 {
 		// It stays readable otherwise. What it tells of is in woken already.
 		var b [8]byte
-		unix.Read(w.event, b[:])
+		_, _ = unix.Read(w.event, b[:]) // nothing to read is as good
 	}
 	return nil
 }
@@ -220,7 +220,7 @@ func (w *fdWire) wake() {
 	w.woken.Store(true)
 	if !w.closed {
 		one := [8]byte{0: 1}
-		unix.Write(w.event, one[:])
+		_, _ = unix.Write(w.event, one[:]) // full means that it is signalled
 	}
 }
 

@@ -196,7 +196,7 @@ func (c *Client) CancelJob(ctx context.Context, id string) error {
 }
 
 // WatchJob calls fn, which may be nil, with the job whenever it has changed, and
-// returns it when it is final. It is cancelled if ctx ends before.
+// returns it when it is final. The job goes on if ctx ends before.
 func (c *Client) WatchJob(ctx context.Context, id string, fn func(appliance.Job)) (appliance.Job, error) {
 	resp, err := c.send(ctx, "GET", "/v1/jobs/"+url.PathEscape(id)+"/events", nil)
 	if err != nil {

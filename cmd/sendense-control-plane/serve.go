@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -49,7 +50,7 @@ func run(c *cobra.Command, p *cli.Program, runDir string, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer unlock.Close()
 	h, err := host.Open(c.Context(), host.Options{Repository: p.Repository, RunDir: runDir, Create: true, Exclusive: true,
 		Name: "sendense-control-plane", Version: version, Log: log})
 	if err != nil {
@@ -80,7 +81,7 @@ func makeRunDir(dir string) error {
 }
 
 // claim makes sure that no other control plane uses the run directory.
-func claim(dir string) (release func() error, err error) {
+func claim(dir string) (io.Closer, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("claim run directory: %w", err)
@@ -90,5 +91,5 @@ func claim(dir string) (release func() error, err error) {
 		return nil, &appliance.Error{Code: appliance.CodeBusy, Err: err, Msg: fmt.Sprintf("Another control plane uses %s.", dir),
 			Hint: "Stop it, or give another folder with --run-dir."}
 	}
-	return f.Close, nil
+	return f, nil
 }

@@ -36,7 +36,7 @@ func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(owners, 0o750); err != nil {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
-	owner := fmt.Sprintf("%d-%x", os.Getpid(), time.Now().UnixNano()) //nolint:forbidigo // only has to be unique
+	owner := fmt.Sprintf("%d-%x", os.Getpid(), time.Now().UnixNano()) //permit:time.Now: only has to be unique
 	f, err := os.OpenFile(filepath.Join(owners, owner), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("open state: %w", err)

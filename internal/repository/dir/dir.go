@@ -77,7 +77,7 @@ func open(path string, o Options, f filesystem) (*Repository, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Now == nil {
-		o.Now = time.Now
+		o.Now = time.Now //permit:time.Now: the default of an injected clock
 	}
 	if o.Holder == "" {
 		o.Holder = filepath.Base(os.Args[0])
