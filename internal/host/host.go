@@ -123,10 +123,11 @@ func (h *Host) Serve(ctx context.Context, l net.Listener) error {
 	server := &http.Server{Handler: h.handler, ReadHeaderTimeout: 10 * time.Second}
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
+		h.appliance.Stop() // streams of jobs and drafts end with the reason
 		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		err := server.Shutdown(grace)
-		if err != nil { // streams last as long as what they tell of
+		if err != nil { // a job takes longer to end than clients are made to wait
 			err = server.Close()
 		}
 		stopped <- err
