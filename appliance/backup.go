@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"sync"
 	"time"
 
@@ -73,12 +74,18 @@ type Draft struct {
 	ended chan struct{} // closed when the draft is over
 }
 
+var compressPattern = regexp.MustCompile(`^(zlib|zstd(:([1-9]|1[0-9]|2[0-2]))?)?$`)
+
 // BeginBackup opens a draft, which is a backup job until Commit or Abort. While
 // it is open the machine has no other writer.
 func (a *Appliance) BeginBackup(ctx context.Context, r BeginRequest) (*Draft, error) {
 	id, err := repository.ParseVMID(r.UUID)
 	if err != nil {
 		return nil, &Error{Code: CodeInvalid, Msg: sentence(err.Error()), Hint: "The source has to give each VM a UUID."}
+	}
+	if !compressPattern.MatchString(r.Compress) {
+		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("There is no compression %q.", r.Compress),
+			Hint: "Choose zstd, zstd with a level from zstd:1 to zstd:22, or zlib."}
 	}
 	if r.Name == "" {
 		return nil, &Error{Code: CodeInvalid, Msg: "The VM has no name.", Hint: "Give it one."}
@@ -169,7 +176,7 @@ func (d *Draft) AddDisk(ctx context.Context, key string, size int64) (DraftDiskI
 		return DraftDiskInfo{}, err
 	}
 	d.disks[dd.Index()] = dd
-	return DraftDiskInfo{Index: dd.Index(), ClusterSize: dd.ClusterSize(), URI: unixURI(d.a.inboxAt, name)}, nil
+	return DraftDiskInfo{Index: dd.Index(), ClusterSize: dd.ClusterSize(), URI: d.a.inboxAt.URI(name)}, nil
 }
 
 func (d *Draft) exportName(index int) string { return fmt.Sprintf("%s/disk-%d", d.info.Job, index) }

@@ -3,16 +3,12 @@ package appliance
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
-	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -107,16 +103,16 @@ func (a *Appliance) openExport(ctx context.Context, e *export, point Point) erro
 	if err != nil {
 		return userError(err)
 	}
-	l, tlsConfig, err := a.listen(&e.ExportSpec)
+	l, err := a.listen(&e.ExportSpec)
 	if err != nil {
 		return err
 	}
 	o := nbdserver.Options{Log: a.log, Observer: a.opts.Metrics.observer("export")}
-	if tlsConfig != nil {
-		o.TLS, o.TLSMode = tlsConfig, nbdserver.TLSForced
+	if l.TLS != nil {
+		o.TLS, o.TLSMode = l.TLS, nbdserver.TLSForced
 	}
 	e.server = nbdserver.New(o)
-	if err := a.addDisks(ctx, e, point, points); err != nil {
+	if err := a.addDisks(ctx, e, l, point, points); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	a.mu.Lock()
@@ -138,7 +134,7 @@ func (a *Appliance) openExport(ctx context.Context, e *export, point Point) erro
 }
 
 // addDisks opens the disks that the export shows and offers them.
-func (a *Appliance) addDisks(ctx context.Context, e *export, point Point, points []Point) error {
+func (a *Appliance) addDisks(ctx context.Context, e *export, l *Listener, point Point, points []Point) error {
 	for i := range point.Disks {
 		d := &point.Disks[i]
 		if e.Disk != nil && d.Index != *e.Disk {
@@ -163,7 +159,7 @@ func (a *Appliance) addDisks(ctx context.Context, e *export, point Point, points
 				return err
 			}
 		}
-		x.URI = e.uri(x.Export)
+		x.URI = l.URI(x.Export)
 		e.Disks = append(e.Disks, x)
 	}
 	if len(e.Disks) == 0 {
@@ -254,81 +250,21 @@ func (a *Appliance) restoreExports(ctx context.Context) {
 }
 
 // listen opens the socket or address that the export asks for.
-func (a *Appliance) listen(s *ExportSpec) (net.Listener, *tls.Config, error) {
-	if s.Listen == "" {
-		if s.Socket == "" {
-			s.Socket = filepath.Join(a.opts.RunDir, s.ID+".sock")
+func (a *Appliance) listen(s *ExportSpec) (*Listener, error) {
+	if s.Listen != "" {
+		if s.Socket != "" {
+			return nil, &Error{Code: CodeInvalid, Msg: "An export has either a socket or an address.", Hint: "Leave one of them out."}
 		}
-		l, err := listenUnix(s.Socket)
-		return l, nil, err
-	}
-	if s.Socket != "" {
-		return nil, nil, &Error{Code: CodeInvalid, Msg: "An export has either a socket or an address.", Hint: "Leave one of them out."}
-	}
-	var config *tls.Config
-	if s.TLSDir != "" {
-		var err error
-		if config, err = serverTLS(s.TLSDir); err != nil {
-			return nil, nil, err
+		l, err := ListenTCP(s.Listen, s.TLSDir)
+		if err == nil {
+			s.Listen = l.Addr().String() // with the port that was found for 0
 		}
-	} else if !isLoopback(s.Listen) {
-		return nil, nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s can be reached over the network, and the export has no TLS.", s.Listen),
-			Hint: "Listen on 127.0.0.1, or give a folder of certificates for TLS."}
+		return l, err
 	}
-	l, err := net.Listen("tcp", s.Listen)
-	if err != nil {
-		return nil, nil, &Error{Code: CodeInvalid, Err: err, Msg: sentence(fmt.Sprintf("listen on %s: %v", s.Listen, err)),
-			Hint: "Choose a free port and an address of this machine."}
+	if s.Socket == "" {
+		s.Socket = filepath.Join(a.opts.RunDir, s.ID+".sock")
 	}
-	s.Listen = l.Addr().String() // with the port that was chosen for :0
-	return l, config, nil
-}
-
-func isLoopback(addr string) bool {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// serverTLS reads a folder of certificates named as QEMU names them.
-func serverTLS(dir string) (*tls.Config, error) {
-	bad := func(err error) error {
-		return &Error{Code: CodeInvalid, Err: err, Msg: sentence(fmt.Sprintf("certificates in %s: %v", dir, err)),
-			Hint: "The folder has to hold ca-cert.pem, server-cert.pem and server-key.pem."}
-	}
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
-	if err != nil {
-		return nil, bad(err)
-	}
-	ca, err := os.ReadFile(filepath.Join(dir, "ca-cert.pem"))
-	if err != nil {
-		return nil, bad(err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(ca) {
-		return nil, bad(errors.New("ca-cert.pem holds no certificate"))
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert},
-		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool}, nil
-}
-
-// uri returns the NBD URI of an export by name (NBD doc/uri.md).
-func (e *export) uri(name string) string {
-	if e.Listen == "" {
-		return unixURI(e.Socket, name)
-	}
-	scheme := "nbd"
-	if e.TLSDir != "" {
-		scheme = "nbds"
-	}
-	return (&url.URL{Scheme: scheme, Host: e.Listen, Path: "/" + name}).String()
-}
-
-func unixURI(socket, name string) string {
-	return (&url.URL{Scheme: "nbd+unix", Path: "/" + name, RawQuery: "socket=" + url.QueryEscape(socket)}).String()
+	return ListenUnix(s.Socket, 0o660, s.TLSDir)
 }
 
 func newExportID() string {

@@ -29,8 +29,8 @@ var (
 
 // VM is a source's word for a machine.
 type VM struct {
-	UUID string // lower case, with hyphens
-	Name string
+	UUID string `json:"uuid"` // lower case, with hyphens
+	Name string `json:"name"`
 }
 
 // Source is a plug-in that reads the disks of virtual machines.

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -41,7 +44,7 @@ func (f *sourceFlags) add(c *cobra.Command) {
 
 // open returns the source that the flags describe.
 func (f *sourceFlags) open(log *slog.Logger) (capture.Source, error) {
-	if f.vm == "" {
+	if strings.TrimSpace(f.vm) == "" {
 		return nil, cli.Usagef("Name it with --vm NAME.", "No VM was named.")
 	}
 	switch f.kind {
@@ -53,15 +56,26 @@ func (f *sourceFlags) open(log *slog.Logger) (capture.Source, error) {
 		if err != nil {
 			return nil, err
 		}
-		return libvirt.New(libvirt.Options{URI: f.connect, ScratchDir: f.scratch, Guard: []string{self, thawGuardName},
+		src, err := libvirt.New(libvirt.Options{URI: f.connect, ScratchDir: f.scratch, Guard: []string{self, thawGuardName},
 			OpenImage: openImage, Log: log})
+		if err != nil {
+			return nil, cli.Usagef("Give another address with --connect URI.", "%s", cli.Sentence(err.Error()))
+		}
+		return src, nil
 	case blockdev.Kind:
 		disks, err := f.blockdevDisks()
 		if err != nil {
 			return nil, err
 		}
-		return blockdev.New(blockdev.Options{Name: f.vm, Disks: disks, AllowMounted: f.allowMounted,
+		src, err := blockdev.New(blockdev.Options{Name: f.vm, Disks: disks, AllowMounted: f.allowMounted,
 			Open: func(path string) (block.Device, io.Closer, error) { return openImage(path, "qcow2") }})
+		if errors.As(err, new(*fs.PathError)) { // the machine's own identity
+			return nil, err
+		}
+		if err != nil {
+			return nil, cli.Usagef("Give each disk a name of its own with --disk PATH=NAME.", "%s", cli.Sentence(err.Error()))
+		}
+		return src, nil
 	}
 	return nil, cli.Usagef("See the sources with: sendense-capture sources", "There is no source %q.", f.kind)
 }
@@ -75,6 +89,9 @@ func (f *sourceFlags) blockdevDisks() ([]blockdev.Disk, error) {
 	var disks []blockdev.Disk
 	for i, s := range f.disks {
 		path, key, named := strings.Cut(s, "=")
+		if path == "" || named && key == "" {
+			return nil, cli.Usagef("Give a disk as --disk PATH or --disk PATH=NAME.", "--disk %s lacks a path or a name.", s)
+		}
 		if !named {
 			key = fmt.Sprintf("disk%d", i)
 		}
@@ -95,32 +112,56 @@ func openImage(path, format string) (block.Device, io.Closer, error) {
 	return c, c, nil
 }
 
-// captureError tells what a source reports to a user.
-func captureError(err error) error {
+// explain tells what a source reports to a user.
+func (f *sourceFlags) explain(err error) error {
 	var e *appliance.Error
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &e):
+	if err == nil || errors.As(err, &e) {
 		return err
-	case errors.Is(err, capture.ErrNoVM):
-		return &appliance.Error{Code: appliance.CodeNotFound, Msg: cli.Sentence(err.Error()), Err: err,
-			Hint: "List the VMs of the source, for libvirt with: virsh list --all"}
-	case errors.Is(err, capture.ErrUnreachable):
-		return &appliance.Error{Code: appliance.CodeUnreachable, Msg: cli.Sentence(err.Error()), Err: err,
-			Hint: "Check that it runs and that you may use it; another address goes with --connect URI."}
-	case errors.Is(err, capture.ErrVMChanged):
-		return &appliance.Error{Code: appliance.CodeInterrupted, Msg: cli.Sentence(err.Error()), Err: err,
-			Hint: "Nothing was kept of this backup; start it again."}
 	}
-	return err
+	e = &appliance.Error{Msg: cli.Sentence(err.Error()), Err: err}
+	switch {
+	case errors.Is(err, capture.ErrNoVM):
+		e.Code, e.Hint = appliance.CodeNotFound, "List the VMs of the source, for libvirt with: virsh list --all"
+	case errors.Is(err, capture.ErrUnreachable):
+		// What comes before says which step it was, which helps nobody.
+		_, cause, _ := strings.Cut(err.Error(), capture.ErrUnreachable.Error()+": ")
+		e.Code, e.Msg = appliance.CodeUnreachable, cli.Sentence(cause)
+		e.Hint = "Check that it runs and that you may use it; another address goes with --connect URI."
+		if f.kind == blockdev.Kind {
+			explainDisk(e)
+		}
+	case errors.Is(err, capture.ErrVMChanged):
+		e.Code, e.Hint = appliance.CodeInterrupted, "Nothing was kept of this backup; start it again."
+	default:
+		return err
+	}
+	return e
+}
+
+// explainDisk says what is wrong with a device or file that cannot be opened.
+func explainDisk(e *appliance.Error) {
+	e.Hint = "A disk is a block device or an image file that nothing writes to; --allow-mounted reads a mounted device all the same."
+	var at *fs.PathError
+	if errors.As(e.Err, &at) {
+		e.Msg = fmt.Sprintf("%s cannot be read: %v.", at.Path, at.Err)
+	}
+	switch {
+	case errors.Is(e.Err, fs.ErrNotExist):
+		e.Code, e.Hint = appliance.CodeNotFound, "Check the path that --disk gives."
+	case errors.Is(e.Err, fs.ErrPermission):
+		e.Code, e.Hint = appliance.CodeDenied, "Run as a user who may read it."
+	case errors.Is(e.Err, image.ErrNotQCOW2):
+		e.Code, e.Hint = appliance.CodeInvalid, "Files whose names end in .qcow2 are read as QCOW2; give any other file another name."
+	case errors.Is(e.Err, image.ErrCorrupt):
+		e.Code, e.Hint = appliance.CodeCorrupt, "See what is wrong with it: sendense-control image check FILE"
+	}
 }
 
 func backupCommand(p *cli.Program) *cobra.Command {
 	var from sourceFlags
 	var o capture.Options
 	var rate int64
-	c := &cobra.Command{Use: "backup", Short: "Capture a VM into its next point", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "backup", Short: "Capture a VM into its next point", Args: cli.Args(0, 0),
 		Long: "Backup makes the next point of a VM: a full the first time or with --full, what\n" +
 			"changed since the latest point otherwise. It goes to the control plane that owns\n" +
 			"the repository; without one the command writes the repository itself.",
@@ -128,13 +169,19 @@ func backupCommand(p *cli.Program) *cobra.Command {
 			log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 			src, err := from.open(log)
 			if err != nil {
-				return captureError(err)
+				return from.explain(err)
+			}
+			switch {
+			case rate < 0:
+				return cli.Usagef("Give the MiB to read in a second; 0 is no limit.", "--limit %d is no rate.", rate)
+			case o.AuditClusters < -1:
+				return cli.Usagef("Give a number of clusters; -1 is none.", "--audit %d is no number of clusters.", o.AuditClusters)
 			}
 			o.VM, o.Source, o.Log = from.vm, from.kind, log
 			if rate > 0 {
 				o.Limit = block.NewLimit(rate<<20, nil)
 			}
-			return runBackup(c, p, src, o)
+			return runBackup(c, p, &from, src, o)
 		}}
 	from.add(c)
 	f := c.Flags()
@@ -145,7 +192,7 @@ func backupCommand(p *cli.Program) *cobra.Command {
 	return c
 }
 
-func runBackup(c *cobra.Command, p *cli.Program, src capture.Source, o capture.Options) error {
+func runBackup(c *cobra.Command, p *cli.Program, from *sourceFlags, src capture.Source, o capture.Options) error {
 	conn, err := host.Connect(c.Context(), p.Control, host.Options{Repository: p.Repository, Create: true,
 		Name: "sendense-capture backup", Version: version})
 	if err != nil {
@@ -155,14 +202,34 @@ func runBackup(c *cobra.Command, p *cli.Program, src capture.Source, o capture.O
 	o.Progress = func(s capture.Progress) { bar.Set(strings.TrimSpace(s.Phase+" "+s.Disk), s.Done, s.Total) }
 	sum, err := capture.Run(c.Context(), src, conn.Target(), o)
 	bar.Close()
-	if err = captureError(err); err != nil {
-		return errors.Join(err, conn.Close())
+	if err != nil {
+		return errors.Join(from.explain(whyEnded(c.Context(), conn, sum.JobID, err)), conn.Close())
 	}
 	vp, err := conn.Point(c.Context(), sum.VM.UUID, sum.PointID)
 	if err = errors.Join(err, conn.Close()); err != nil {
 		return err
 	}
 	return p.Print(c, backedUp{Summary: sum, Point: vp.Point}, func(w io.Writer) { printSummary(w, sum, vp.Point) })
+}
+
+// whyEnded returns why a backup failed with err. Of a draft that somebody ended the
+// capture sees no more than a connection that broke; the control plane knows why.
+func whyEnded(ctx context.Context, conn *host.Connection, job string, err error) error {
+	if ctx.Err() != nil || job == "" {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	j, e := conn.WatchJob(ctx, job, nil)
+	var gone *appliance.Error
+	switch {
+	case errors.As(e, &gone) && gone.Code == appliance.CodeUnreachable:
+		return &appliance.Error{Code: appliance.CodeUnreachable, Msg: "The control plane went away before the backup was done.", Err: errors.Join(err, e),
+			Hint: "The draft is discarded when it starts again, and earlier points are as they were. See its log, then start the backup again."}
+	case e == nil && (j.State == appliance.JobCancelled || j.State == appliance.JobInterrupted):
+		return &appliance.Error{Code: j.Error.Code, Msg: j.Error.Msg, Hint: j.Error.Hint, Err: err}
+	}
+	return err
 }
 
 // backedUp is what backup prints with --json.

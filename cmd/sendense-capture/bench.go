@@ -32,15 +32,18 @@ func benchCommand(p *cli.Program) *cobra.Command {
 	var from sourceFlags
 	var seconds float64
 	c := &cobra.Command{Use: "bench", Short: "Measure how fast a source's disks can be read, by request size and requests in flight",
-		Args: cobra.NoArgs,
+		Args: cli.Args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if seconds <= 0 {
+				return cli.Usagef("Give the seconds for each figure, as --seconds 1.", "Nothing can be measured in %v seconds.", seconds)
+			}
 			src, err := from.open(slog.New(slog.DiscardHandler))
 			if err != nil {
-				return captureError(err)
+				return from.explain(err)
 			}
 			rates, err := benchSource(c.Context(), src, from.vm, time.Duration(seconds*float64(time.Second)))
 			if err != nil {
-				return captureError(err)
+				return from.explain(err)
 			}
 			return p.Print(c, rates, func(w io.Writer) {
 				t := cli.NewTable(w, "disk", "request", "in flight", "rate")

@@ -25,7 +25,7 @@ var sources = []source{
 }
 
 func sourcesCommand(p *cli.Program) *cobra.Command {
-	return &cobra.Command{Use: "sources", Short: "List what can be captured", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "sources", Short: "List what can be captured", Args: cli.Args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return p.Print(c, sources, func(w io.Writer) {
 				t := cli.NewTable(w, "source", "captures", "change tracking")
@@ -42,7 +42,7 @@ const thawGuardName = "thaw-guard"
 // thawGuardCommand is what a capture starts before it freezes a guest: a process
 // that thaws it should the capture die.
 func thawGuardCommand() *cobra.Command {
-	return &cobra.Command{Use: thawGuardName, Hidden: true, Args: cobra.NoArgs,
+	return &cobra.Command{Use: thawGuardName, Hidden: true, Args: cli.Args(0, 0),
 		Short: "Thaw a guest when the capture that froze it dies (started by backup)",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := libvirt.RunGuard(c.Context(), os.Stdin, c.OutOrStdout()); err != nil {

@@ -22,7 +22,7 @@ import (
 func serve(p *cli.Program) {
 	var runDir, level string
 	c := p.Root
-	c.Args = cobra.NoArgs
+	c.Args = cli.Args(0, 0)
 	c.Long = "The control plane owns the repository while it runs: it recovers it at start,\n" +
 		"receives drafts from capture agents, runs jobs and serves points over NBD, all\n" +
 		"on sockets in its run directory. It logs to stderr and ends on SIGTERM."
@@ -74,7 +74,11 @@ func run(c *cobra.Command, p *cli.Program, runDir string, log *slog.Logger) erro
 
 func makeRunDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return &appliance.Error{Code: appliance.AsError(err).Code, Err: err, Msg: fmt.Sprintf("The run directory cannot be made: %v.", err),
+		code := appliance.AsError(err).Code
+		if errors.Is(err, syscall.ENOTDIR) {
+			code = appliance.CodeInvalid
+		}
+		return &appliance.Error{Code: code, Err: err, Msg: fmt.Sprintf("The run directory cannot be made: %v.", err),
 			Hint: "Run as root, or give a folder of your own with --run-dir."}
 	}
 	return nil

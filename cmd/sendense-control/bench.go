@@ -31,7 +31,7 @@ func (s service) bench() *cobra.Command {
 		Long: "Bench writes random data into a draft, as a capture agent does, reads it back\n" +
 			"and discards the draft: what it measures is the whole way over NBD, digests,\n" +
 			"QCOW2 and the repository's file system. Nothing of it stays.",
-		Args: cobra.NoArgs,
+		Args: cli.Args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if mib < 1 {
 				return cli.Usagef("Give the amount of data in MiB, as --size 1024.", "%d MiB are nothing to measure with.", mib)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,13 +28,16 @@ func (s service) export() *cobra.Command {
 		Long: "Export serves the disks of a point over NBD and prints their URIs. A control\n" +
 			"plane serves until unexport. Without one a process in the background does, until\n" +
 			"it is terminated; with --foreground it is the command itself.",
-		Args: cobra.ExactArgs(2),
+		Args: cli.Args(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			spec.VM, spec.Point = args[0], args[1]
 			if c.Flags().Changed("disk") {
 				spec.Disk = &disk
 			}
 			if err := absolute(&spec.Socket, &spec.TLSDir); err != nil {
+				return err
+			}
+			if err := checkPlace(spec); err != nil {
 				return err
 			}
 			return s.runExport(c, spec, foreground)
@@ -48,6 +52,17 @@ func (s service) export() *cobra.Command {
 	f.BoolVar(&foreground, "foreground", false, "serve until interrupted")
 	c.MarkFlagsMutuallyExclusive("socket", "listen")
 	return c
+}
+
+// checkPlace refuses addresses and sockets that nobody could listen on.
+func checkPlace(spec appliance.ExportSpec) error {
+	if _, _, err := net.SplitHostPort(spec.Listen); spec.Listen != "" && err != nil {
+		return cli.Usagef("Give an address as host:port, as 127.0.0.1:10809.", "%q is no address to listen on.", spec.Listen)
+	}
+	if len(spec.Socket) > 107 {
+		return cli.Usagef("Linux allows 107 bytes; choose a shorter one.", "The path of the socket is too long: %s.", spec.Socket)
+	}
+	return nil
 }
 
 func absolute(paths ...*string) error {
@@ -143,7 +158,7 @@ func (s service) detach(c *cobra.Command) error {
 }
 
 func (s service) exports() *cobra.Command {
-	return &cobra.Command{Use: "exports", Short: "List what the control plane serves", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "exports", Short: "List what the control plane serves", Args: cli.Args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
 				exports, err := conn.Exports(c.Context())
@@ -164,7 +179,7 @@ func (s service) exports() *cobra.Command {
 }
 
 func (s service) unexport() *cobra.Command {
-	return &cobra.Command{Use: "unexport ID", Short: "End an export; requests in flight are answered first", Args: cobra.ExactArgs(1),
+	return &cobra.Command{Use: "unexport ID", Short: "End an export; requests in flight are answered first", Args: cli.Args(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
 				if err := conn.Unexport(c.Context(), args[0]); err != nil {

@@ -39,7 +39,7 @@ func (s service) with(c *cobra.Command, write bool, fn func(*host.Connection) er
 }
 
 func (s service) vms() *cobra.Command {
-	return &cobra.Command{Use: "vms", Short: "List the VMs that have points", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "vms", Short: "List the VMs that have points", Args: cli.Args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
 				vms, err := conn.VMs(c.Context())
@@ -58,7 +58,7 @@ func (s service) vms() *cobra.Command {
 }
 
 func (s service) points() *cobra.Command {
-	return &cobra.Command{Use: "points VM", Short: "List the points of a VM, oldest first", Args: cobra.ExactArgs(1),
+	return &cobra.Command{Use: "points VM", Short: "List the points of a VM, oldest first", Args: cli.Args(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
 				points, err := conn.Points(c.Context(), args[0])
@@ -129,7 +129,7 @@ func orDash(s string) string {
 
 func (s service) chain() *cobra.Command {
 	var disk int
-	c := &cobra.Command{Use: "chain VM", Short: "Draw the chain of a disk: which point builds on which", Args: cobra.ExactArgs(1),
+	c := &cobra.Command{Use: "chain VM", Short: "Draw the chain of a disk: which point builds on which", Args: cli.Args(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
 				points, err := conn.Points(c.Context(), args[0])
@@ -177,7 +177,7 @@ func drawChain(w io.Writer, links []chainLink) {
 }
 
 func (s service) info() *cobra.Command {
-	return &cobra.Command{Use: "info VM POINT", Short: "Tell all about a point", Args: cobra.ExactArgs(2),
+	return &cobra.Command{Use: "info VM POINT", Short: "Tell all about a point", Args: cli.Args(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
 				vp, err := conn.Point(c.Context(), args[0], args[1])

@@ -31,7 +31,7 @@ func (s service) verify() *cobra.Command {
 			"point and what it builds on, and compares it with its digest; it checks the\n" +
 			"files' structure and how they are linked. It ends with exit code 5 if anything\n" +
 			"is damaged, and tells what, which points that harms, and what to do.",
-		Args: cobra.MaximumNArgs(1),
+		Args: cli.Args(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			r := appliance.VerifyRequest{Point: point}
 			if len(args) > 0 {
@@ -71,14 +71,23 @@ func printReport(w io.Writer, r *repository.Report) {
 	}
 	verdict := "all intact"
 	if n := int64(len(r.Problems)) + r.Omitted; n > 0 {
-		verdict = fmt.Sprintf("%d problems", n)
+		verdict = count(n, "problem")
 	}
-	fmt.Fprintf(w, "%d VMs, %d points, %d files, %d clusters, %s read: %s\n", r.VMs, r.Points, r.Files, r.Clusters, cli.Size(r.Bytes), verdict)
+	fmt.Fprintf(w, "%s, %s, %s, %s, %s read: %s\n", count(int64(r.VMs), "VM"), count(int64(r.Points), "point"),
+		count(int64(r.Files), "file"), count(r.Clusters, "cluster"), cli.Size(r.Bytes), verdict)
+}
+
+// count returns a number of things, "1 point" or "2 points".
+func count(n int64, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 func (s service) delete() *cobra.Command {
 	return &cobra.Command{Use: "delete VM POINT", Short: "Remove a point; newer points keep what they need of it",
-		Args: cobra.ExactArgs(2),
+		Args: cli.Args(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, true, func(conn *host.Connection) error {
 				job, err := conn.Delete(c.Context(), args[0], args[1])
@@ -94,7 +103,7 @@ func (s service) delete() *cobra.Command {
 }
 
 func (s service) jobs() *cobra.Command {
-	return &cobra.Command{Use: "jobs [ID]", Short: "List the jobs, newest first, or tell all about one", Args: cobra.MaximumNArgs(1),
+	return &cobra.Command{Use: "jobs [ID]", Short: "List the jobs, newest first, or tell all about one", Args: cli.Args(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
 				if len(args) == 1 {
@@ -114,15 +123,15 @@ func (s service) jobs() *cobra.Command {
 }
 
 func printJobs(w io.Writer, jobs []appliance.Job) {
-	t := cli.NewTable(w, "job", "state", "point", "took", "progress")
+	t := cli.NewTable(w, "job", "state", "point", "took", "remark")
 	for _, j := range jobs {
-		progress := ""
+		remark := ""
 		if j.State == appliance.JobRunning && j.Progress.Total > 0 {
-			progress = fmt.Sprintf("%s %d %%, %s/s", j.Progress.Phase, 100*j.Progress.Done/j.Progress.Total, cli.Size(int64(j.Progress.Rate)))
+			remark = fmt.Sprintf("%s %d %%, %s/s", j.Progress.Phase, 100*j.Progress.Done/j.Progress.Total, cli.Size(int64(j.Progress.Rate)))
 		} else if j.Error != nil {
-			progress = j.Error.Msg
+			remark = cli.Sentence(j.Error.Msg)
 		}
-		t.Row(j.ID, j.State, orDash(j.Point), took(j), progress)
+		t.Row(j.ID, j.State, orDash(j.Point), took(j), remark)
 	}
 	t.Flush()
 }
@@ -131,7 +140,11 @@ func took(j appliance.Job) string {
 	if j.Ended == nil {
 		return "-"
 	}
-	return j.Ended.Sub(j.Started).Round(100 * time.Millisecond).String()
+	d := j.Ended.Sub(j.Started)
+	if d < time.Second {
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(100 * time.Millisecond).String()
 }
 
 func printJob(w io.Writer, j appliance.Job) {
@@ -142,19 +155,19 @@ func printJob(w io.Writer, j appliance.Job) {
 	t.Row("Point", orDash(j.Point))
 	t.Row("Started", j.Started.Format(time.RFC3339))
 	t.Row("Took", took(j))
-	if j.State == appliance.JobRunning {
+	if j.State == appliance.JobRunning && j.Progress.Phase != "" {
 		t.Row("Progress", fmt.Sprintf("%s %s: %s of %s, %s/s", j.Progress.Phase, j.Progress.Disk,
 			cli.Size(j.Progress.Done), cli.Size(j.Progress.Total), cli.Size(int64(j.Progress.Rate))))
 	}
 	if j.Error != nil {
-		t.Row("Error", j.Error.Msg)
+		t.Row("Error", cli.Sentence(j.Error.Msg))
 		t.Row("Hint", j.Error.Hint)
 	}
 	t.Flush()
 }
 
 func (s service) cancel() *cobra.Command {
-	return &cobra.Command{Use: "cancel ID", Short: "Cancel a running job", Args: cobra.ExactArgs(1),
+	return &cobra.Command{Use: "cancel ID", Short: "Cancel a running job", Args: cli.Args(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
 				if err := conn.CancelJob(c.Context(), args[0]); err != nil {

@@ -104,11 +104,11 @@ func openRepository(o Options) (*dir.Repository, error) {
 	switch {
 	case err == nil:
 		return repo, nil
-	case errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, os.ErrNotExist) && !o.Create:
 		return nil, &appliance.Error{Code: appliance.CodeNotFound, Err: err, Msg: fmt.Sprintf("There is no repository at %s.", path),
 			Hint: "The first backup makes it; or give another folder with --repository."}
 	case errors.As(err, &locked):
-		return nil, &appliance.Error{Code: appliance.CodeBusy, Err: err, Msg: fmt.Sprintf("The repository is in use: %v.", err),
+		return nil, &appliance.Error{Code: appliance.CodeBusy, Err: err, Msg: fmt.Sprintf("The %v.", locked),
 			Hint: "Work through the control plane that owns it, with --control unix:PATH, or stop it."}
 	case errors.Is(err, repository.ErrReadOnly):
 		return nil, &appliance.Error{Code: appliance.CodeDenied, Err: err, Msg: fmt.Sprintf("The repository cannot be written: %v.", err),
@@ -117,20 +117,22 @@ func openRepository(o Options) (*dir.Repository, error) {
 	return nil, err
 }
 
-// Serve answers requests on l until ctx ends, then finishes those in flight and
-// closes l.
+// Serve answers requests on l until ctx ends, then ends jobs and exports, finishes
+// the requests in flight and closes l.
 func (h *Host) Serve(ctx context.Context, l net.Listener) error {
 	server := &http.Server{Handler: h.handler, ReadHeaderTimeout: 10 * time.Second}
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		h.appliance.Stop() // streams of jobs and drafts end with the reason
+		// Jobs go first: who waits for them is told why they end.
+		ended := h.appliance.Close()
 		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		err := server.Shutdown(grace)
 		if err != nil { // a job takes longer to end than clients are made to wait
 			err = server.Close()
 		}
-		stopped <- err
+		stopped <- errors.Join(ended, err)
 	})
 	err := server.Serve(l)
 	if !stop() && errors.Is(err, http.ErrServerClosed) {
