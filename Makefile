@@ -31,8 +31,8 @@ build: deps ## Build the three binaries into bin/
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/...
 
 test: deps lint ## Lint, then every test with the real components
+	cd third_party/libnbd && $(GO) vet ./... && $(GO) test -timeout 5m ./...
 	$(GO) test -timeout 20m $(PKGS)
-	cd third_party/libnbd && $(GO) test -timeout 5m ./...
 
 race: deps ## Every test under the race detector, the server's with one and four threads
 	$(GO) test -race -timeout 40m $(PKGS)
@@ -51,7 +51,7 @@ FUZZTIME ?= 30s
 fuzz: ## Run every fuzz target for FUZZTIME (30s)
 	@for pkg in $$($(GO) list $(PKGS)); do \
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
-	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x $$pkg; done; done
 
 bench: build ## Measure beside qemu-nbd, nbdkit and qemu-img; prints the table of docs/PERFORMANCE.md
 	$(GO) run ./internal/bench

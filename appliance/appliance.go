@@ -11,13 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/sendense/sendense/internal/repository"
@@ -56,7 +53,7 @@ type Appliance struct {
 	log     *slog.Logger
 	jobs    *jobs
 	inbox   *nbdserver.Server // receives drafts
-	inboxAt string            // path of its socket
+	inboxAt *Listener
 
 	stop func() // ends the inbox
 	wg   sync.WaitGroup
@@ -101,11 +98,11 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 
 // openInbox starts the server that drafts are written to.
 func (a *Appliance) openInbox() error {
-	a.inboxAt = filepath.Join(a.opts.RunDir, "drafts.sock")
-	l, err := listenUnix(a.inboxAt)
+	l, err := ListenUnix(filepath.Join(a.opts.RunDir, "drafts.sock"), 0o660, "")
 	if err != nil {
 		return err
 	}
+	a.inboxAt = l
 	a.inbox = nbdserver.New(nbdserver.Options{MaxConns: 1024, Log: a.log, Observer: a.opts.Metrics.observer("draft")})
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop = cancel
@@ -281,33 +278,4 @@ func sentence(s string) string {
 		s += "."
 	}
 	return s
-}
-
-// listenUnix listens on a socket at path that only owner and group may use. A
-// socket that nobody listens on any more is replaced; anything else is not.
-func listenUnix(path string) (net.Listener, error) {
-	if info, err := os.Lstat(path); err == nil {
-		if info.Mode()&os.ModeSocket == 0 {
-			return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s exists and is no socket.", path),
-				Hint: "Choose another path for the socket."}
-		}
-		c, err := net.DialTimeout("unix", path, time.Second)
-		if err == nil {
-			c.Close()
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) { // a busy listener gives other errors
-			return nil, &Error{Code: CodeBusy, Msg: fmt.Sprintf("Another process listens on %s.", path), Err: err,
-				Hint: "Stop it, or choose another path for the socket."}
-		}
-		os.Remove(path)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, &Error{Code: AsError(err).Code, Err: err, Msg: sentence(fmt.Sprintf("listen on %s: %v", path, err)),
-			Hint: "The folder of the socket has to exist and be writable, and the path no longer than 107 bytes."}
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
 }

@@ -77,29 +77,26 @@ func (o *serveOptions) run(c *cobra.Command, p *cli.Program, path string) (err e
 	if e.Since, err = o.sinceNames(dev); err != nil {
 		return err
 	}
-	opts := nbdserver.Options{Log: slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))}
-	if o.tlsDir != "" {
-		opts.TLSMode = nbdserver.TLSForced
-		if opts.TLS, err = loadTLS(o.tlsDir); err != nil {
-			return err
-		}
-	}
-	s := nbdserver.New(opts)
-	if err := s.Add(e); err != nil {
-		return cli.Usagef("Give another name with --export.", "%s", cli.Sentence(err.Error()))
-	}
 	at, err := o.listener()
 	if err != nil {
 		return err
 	}
 	open.add(at)
+	opts := nbdserver.Options{Log: slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))}
+	if at.TLS != nil {
+		opts.TLS, opts.TLSMode = at.TLS, nbdserver.TLSForced
+	}
+	s := nbdserver.New(opts)
+	if err := s.Add(e); err != nil {
+		return cli.Usagef("Give another name with --export.", "%s", cli.Sentence(err.Error()))
+	}
 	if o.pidFile != "" {
 		if err := os.WriteFile(o.pidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
 			return err
 		}
 		open.add(removal(o.pidFile))
 	}
-	r := served{URI: at.uri(o.export), Export: o.export, ReadOnly: !o.writable, PID: os.Getpid()}
+	r := served{URI: at.URI(o.export), Export: o.export, ReadOnly: !o.writable, PID: os.Getpid()}
 	if err := p.Print(c, r, func(w io.Writer) { fmt.Fprintln(w, r.URI) }); err != nil {
 		return err
 	}
