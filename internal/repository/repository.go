@@ -71,7 +71,8 @@ type BeginOptions struct {
 // by many.
 type Draft interface {
 	// Point is the id that Commit will give the point. It is greater than that of
-	// every point the machine ever had.
+	// every point the machine ever had, also of those deleted; a machine whose last
+	// point was deleted is forgotten, though.
 	Point() PointID
 	// Parent is the point that the draft builds on; nil for a full.
 	Parent() *Point
