@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/gorilla/mux"
 	"github.com/prometheus/client_golang/prometheus"
@@ -86,7 +87,7 @@ func Handler(a *appliance.Appliance, o Options) http.Handler {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	r := mux.NewRouter().UseEncodedPath()
+	r := mux.NewRouter().UseEncodedPath().SkipClean(true) // names are what they are, also ".."
 	v1 := r.PathPrefix("/v1").Subrouter()
 	for _, route := range []struct {
 		method, path string
@@ -127,7 +128,30 @@ func Handler(a *appliance.Appliance, o Options) http.Handler {
 		return &appliance.Error{Code: appliance.CodeNotFound, Msg: fmt.Sprintf("There is nothing at %s.", r.URL.Path),
 			Hint: "The interface is described in docs/openapi.json."}
 	})
+	r.MethodNotAllowedHandler = s.handle(func(w http.ResponseWriter, req *http.Request) error {
+		allowed := strings.Join(methods(r, req), ", ")
+		w.Header().Set("Allow", allowed)
+		return &appliance.Error{Code: appliance.CodeInvalid, Err: errMethod,
+			Msg: fmt.Sprintf("%s cannot be asked for at %s.", req.Method, req.URL.Path), Hint: "It understands " + allowed + "."}
+	})
 	return r
+}
+
+// errMethod says that a path is there, but not with the request's method.
+var errMethod = errors.New("method not allowed")
+
+// methods lists the methods with which the path of req is there.
+func methods(router *mux.Router, req *http.Request) []string {
+	var found []string
+	for _, m := range []string{"DELETE", "GET", "POST", "PUT"} {
+		other := req.Clone(req.Context())
+		other.Method = m
+		var match mux.RouteMatch
+		if router.Match(other, &match) && match.MatchErr == nil && match.Route != nil {
+			found = append(found, m)
+		}
+	}
+	return found
 }
 
 // handle makes an HTTP handler of fn: it authenticates, bounds the body and turns
@@ -150,10 +174,7 @@ func (s *server) handle(fn func(http.ResponseWriter, *http.Request) error) http.
 // problem answers with err. The cause of an internal error is for the log.
 func (s *server) problem(w http.ResponseWriter, r *http.Request, err error) {
 	e := appliance.AsError(err)
-	status := statuses[e.Code]
-	if status == 0 {
-		status = http.StatusInternalServerError
-	}
+	status := statusOf(e)
 	if e.Code == appliance.CodeInternal {
 		s.log.Error("request ended in an error", "method", r.Method, "path", r.URL.Path, "err", err)
 	}
@@ -161,6 +182,22 @@ func (s *server) problem(w http.ResponseWriter, r *http.Request, err error) {
 	w.WriteHeader(status)
 	send(w, Problem{Type: "about:blank", Title: http.StatusText(status), Status: status,
 		Detail: e.Error(), Code: e.Code, Hint: e.Hint})
+}
+
+// statusOf returns the HTTP status of an error: that of its code, unless HTTP has
+// a more telling one.
+func statusOf(e *appliance.Error) int {
+	var tooLong *http.MaxBytesError
+	switch status := statuses[e.Code]; {
+	case errors.As(e, &tooLong):
+		return http.StatusRequestEntityTooLarge
+	case errors.Is(e, errMethod):
+		return http.StatusMethodNotAllowed
+	case status == 0:
+		return http.StatusInternalServerError
+	default:
+		return status
+	}
 }
 
 // reply sends v as JSON.

@@ -227,6 +227,9 @@ func (s *server) abort(w http.ResponseWriter, r *http.Request) error {
 	if statuses[req.Code] == 0 {
 		req.Code = appliance.CodeInternal
 	}
+	if req.Reason == "" {
+		req.Reason = "The capture agent gave the backup up."
+	}
 	d.Abort(&appliance.Error{Code: req.Code, Msg: req.Reason, Hint: req.Hint})
 	w.WriteHeader(http.StatusNoContent)
 	return nil
