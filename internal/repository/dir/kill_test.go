@@ -49,9 +49,7 @@ func helper(root string) error {
 	if os.Getenv(envHold) != "" {
 		_, err := r.Begin(ctx, repository.BeginOptions{VM: repositorytest.Web, Name: "web1", Holder: "backup-web1-20251002120000"})
 		fmt.Println("ready")
-		select {
-		case <-time.After(time.Minute):
-		}
+		time.Sleep(time.Minute) // or until killed
 		return err
 	}
 	seed, err := strconv.ParseUint(os.Getenv(envSeed), 10, 64)
