@@ -225,7 +225,7 @@ func whyEnded(ctx context.Context, conn *host.Connection, job string, err error)
 	switch {
 	case errors.As(e, &gone) && gone.Code == appliance.CodeUnreachable:
 		return &appliance.Error{Code: appliance.CodeUnreachable, Msg: "The control plane went away before the backup was done.", Err: errors.Join(err, e),
-			Hint: "The draft is discarded when it starts again, and earlier points are as they were. See its log, then start the backup again."}
+			Hint: "Nothing is kept of the draft, and earlier points are as they were. See its log, then start the backup again."}
 	case e == nil && (j.State == appliance.JobCancelled || j.State == appliance.JobInterrupted):
 		return &appliance.Error{Code: j.Error.Code, Msg: j.Error.Msg, Hint: j.Error.Hint, Err: err}
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -94,6 +95,10 @@ func openRepository(o Options) (*dir.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
+	if st, err := os.Stat(path); errors.Is(err, syscall.ENOTDIR) || err == nil && !st.IsDir() {
+		return nil, &appliance.Error{Code: appliance.CodeInvalid, Err: err, Msg: fmt.Sprintf("%s cannot be a repository: it is no folder.", path),
+			Hint: "Give the repository's folder with --repository."}
+	}
 	if o.Create {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, fmt.Errorf("create the repository's folder: %w", err)
@@ -123,7 +128,6 @@ func (h *Host) Serve(ctx context.Context, l net.Listener) error {
 	server := &http.Server{Handler: h.handler, ReadHeaderTimeout: 10 * time.Second}
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
-		h.appliance.Stop() // streams of jobs and drafts end with the reason
 		// Jobs go first: who waits for them is told why they end.
 		ended := h.appliance.Close()
 		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
