@@ -114,15 +114,10 @@ func (a *Appliance) openInbox() error {
 	return nil
 }
 
-// Stop refuses new jobs and asks those that run to end. It does not wait: whoever
-// follows a job still learns how it ends. Close has to come after it.
-func (a *Appliance) Stop() { a.jobs.stop() }
-
 // Close cancels the jobs that run, ends the exports and waits for all of it. The
 // repository stays open.
 func (a *Appliance) Close() error {
-	a.jobs.stop()
-	a.jobs.wg.Wait()
+	a.jobs.close()
 	a.mu.Lock()
 	a.closed = true
 	exports := make([]*export, 0, len(a.exports))

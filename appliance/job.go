@@ -269,14 +269,15 @@ func (r *running) snapshot() (Job, <-chan struct{}) {
 	return r.job, r.changed
 }
 
-// stop refuses new jobs and cancels what runs; wg waits for it to end.
-func (js *jobs) stop() {
+// close refuses new jobs, cancels what runs and waits for it to end.
+func (js *jobs) close() {
 	js.mu.Lock()
-	defer js.mu.Unlock()
 	js.closed = true
 	for _, r := range js.running {
 		r.cancel(errShutdown)
 	}
+	js.mu.Unlock()
+	js.wg.Wait()
 }
 
 // get returns a running job by id, nil if none runs under it.

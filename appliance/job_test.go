@@ -282,7 +282,7 @@ func TestClosingInterruptsABackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.close()
-	d.Abort(t.Context(), nil)
+	d.Abort(t.Context(), errors.New("the control plane is gone"))
 	j := r.journal.jobs[d.JobID()]
 	if j.State != appliance.JobInterrupted || j.Error == nil || !strings.Contains(j.Error.Msg, "stopped") {
 		t.Errorf("job: got %s (%+v), want interrupted because it was stopped", j.State, j.Error)
