@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime/pprof"
 	"syscall"
 	"time"
 )
@@ -67,6 +68,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	update := f.Bool("update", false, "put the table into docs/PERFORMANCE.md")
 	program := f.String("program", "bin/sendense-control", "`path` of the program to measure")
 	scratch := f.String("scratch", "build/bench", "`folder` for what is made on the way; it is removed")
+	profile := f.String("cpuprofile", "", "write a CPU profile of what runs in this process to this `file`")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -77,7 +79,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if *size < 64 || *runs < 1 || f.NArg() > 0 {
 		return errors.New("give a size of 64 MiB or more, a run or more, and no arguments")
 	}
-	b := &bench{size: *size << 20, runs: *runs, out: stdout, log: stderr, start: time.Now()}
+	b := &bench{size: *size << 20, runs: *runs, out: stdout, log: stderr,
+		start: time.Now()} //nolint:forbidigo // a benchmark measures real time
 	if b.program, err = filepath.Abs(*program); err != nil {
 		return err
 	}
@@ -88,6 +91,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	if *profile != "" {
+		p, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		if err := pprof.StartCPUProfile(p); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	m, err := describeMachine(ctx, b.program)
 	if err != nil {
 		return err
