@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,9 +36,6 @@ func (s service) export() *cobra.Command {
 			if err := absolute(&spec.Socket, &spec.TLSDir); err != nil {
 				return err
 			}
-			if err := checkPlace(spec); err != nil {
-				return err
-			}
 			return s.runExport(c, spec, foreground)
 		}}
 	f := c.Flags()
@@ -52,17 +48,6 @@ func (s service) export() *cobra.Command {
 	f.BoolVar(&foreground, "foreground", false, "serve until interrupted")
 	c.MarkFlagsMutuallyExclusive("socket", "listen")
 	return c
-}
-
-// checkPlace refuses addresses and sockets that nobody could listen on.
-func checkPlace(spec appliance.ExportSpec) error {
-	if _, _, err := net.SplitHostPort(spec.Listen); spec.Listen != "" && err != nil {
-		return cli.Usagef("Give an address as host:port, as 127.0.0.1:10809.", "%q is no address to listen on.", spec.Listen)
-	}
-	if len(spec.Socket) > 107 {
-		return cli.Usagef("Linux allows 107 bytes; choose a shorter one.", "The path of the socket is too long: %s.", spec.Socket)
-	}
-	return nil
 }
 
 func absolute(paths ...*string) error {
