@@ -51,7 +51,7 @@ func start(t testing.TB, cmd *exec.Cmd) ran {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	watch := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+	watch := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
 	defer watch.Stop()
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
 		t.Fatal(err)
@@ -100,11 +100,11 @@ func serve(t testing.TB, args ...string) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.stop(t) })
-	watch := time.AfterFunc(time.Minute, func() { s.cmd.Process.Kill() })
+	watch := time.AfterFunc(time.Minute, func() { _ = s.cmd.Process.Kill() })
 	line, err := bufio.NewReader(out).ReadString('\n')
 	watch.Stop()
 	if err != nil {
-		s.cmd.Wait()
+		_ = s.cmd.Wait()
 		s.ended = true
 		t.Fatalf("nbd serve: no URI: %v; stderr: %s", err, s.stderr.String())
 	}
@@ -119,8 +119,8 @@ func (s *server) stop(t testing.TB) {
 		return
 	}
 	s.ended = true
-	s.cmd.Process.Signal(syscall.SIGTERM)
-	watch := time.AfterFunc(time.Minute, func() { s.cmd.Process.Kill() })
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	watch := time.AfterFunc(time.Minute, func() { _ = s.cmd.Process.Kill() })
 	defer watch.Stop()
 	if err := s.cmd.Wait(); err != nil {
 		t.Errorf("nbd serve: %v; stderr: %s", err, s.stderr.String())

@@ -102,8 +102,8 @@ func TestServeReplacesTheSocketOfADeadServer(t *testing.T) {
 	if r := call(t, "nbd", "serve", "--socket", socket, chain[2]); r.code != 4 {
 		t.Errorf("a socket in use: got %+v, want exit code 4", r)
 	}
-	first.cmd.Process.Kill()
-	first.cmd.Wait()
+	_ = first.cmd.Process.Kill()
+	_ = first.cmd.Wait()
 	first.ended = true
 	serve(t, "--socket", socket, chain[2])
 	tool(t, "nbdinfo", "--size", "nbd+unix:///?socket="+socket)
@@ -181,7 +181,7 @@ func TestServeWritableRefusesWhatQEMUHasOpen(t *testing.T) {
 	if err := qemu.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { qemu.Process.Kill(); qemu.Wait() })
+	t.Cleanup(func() { _, _ = qemu.Process.Kill(), qemu.Wait() })
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(socket); err == nil {
 			break
@@ -267,7 +267,7 @@ func TestSignals(t *testing.T) {
 	chain := newChain(t)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		s := serve(t, chain[2])
-		s.cmd.Process.Signal(sig)
+		_ = s.cmd.Process.Signal(sig)
 		if err := s.cmd.Wait(); err != nil {
 			t.Errorf("a server, at %v: got %v, want it to end well", sig, err)
 		}

@@ -79,8 +79,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if *size < 64 || *runs < 1 || f.NArg() > 0 {
 		return errors.New("give a size of 64 MiB or more, a run or more, and no arguments")
 	}
-	b := &bench{size: *size << 20, runs: *runs, out: stdout, log: stderr,
-		start: time.Now()} //nolint:forbidigo // a benchmark measures real time
+	b := &bench{size: *size << 20, runs: *runs, out: stdout, log: stderr, start: time.Now()}
 	if b.program, err = filepath.Abs(*program); err != nil {
 		return err
 	}
