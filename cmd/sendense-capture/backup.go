@@ -42,8 +42,9 @@ func (f *sourceFlags) add(c *cobra.Command) {
 	c.Flags().BoolVar(&f.allowMounted, "allow-mounted", false, "for blockdev, read devices that are mounted read-write all the same")
 }
 
-// open returns the source that the flags describe.
-func (f *sourceFlags) open(log *slog.Logger) (capture.Source, error) {
+// open returns the source that the flags describe. conns is how many connections
+// to read a disk with, 0 for the source's default.
+func (f *sourceFlags) open(log *slog.Logger, conns int) (capture.Source, error) {
 	if strings.TrimSpace(f.vm) == "" {
 		return nil, cli.Usagef("Name it with --vm NAME.", "No VM was named.")
 	}
@@ -57,7 +58,7 @@ func (f *sourceFlags) open(log *slog.Logger) (capture.Source, error) {
 			return nil, err
 		}
 		src, err := libvirt.New(libvirt.Options{URI: f.connect, ScratchDir: f.scratch, Guard: []string{self, thawGuardName},
-			OpenImage: openImage, Log: log})
+			OpenImage: openImage, Conns: conns, Log: log})
 		if err != nil {
 			return nil, cli.Usagef("Give another address with --connect URI.", "%s", cli.Sentence(err.Error()))
 		}
@@ -167,7 +168,7 @@ func backupCommand(p *cli.Program) *cobra.Command {
 			"the repository; without one the command writes the repository itself.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-			src, err := from.open(log)
+			src, err := from.open(log, 0)
 			if err != nil {
 				return from.explain(err)
 			}

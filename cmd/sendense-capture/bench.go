@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,12 +15,14 @@ import (
 
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/capture"
+	"github.com/sendense/sendense/capture/blockdev"
 	"github.com/sendense/sendense/internal/cli"
 )
 
 // readRate is one figure of the source-side benchmark.
 type readRate struct {
 	Disk         string  `json:"disk"`
+	Connections  int     `json:"connections,omitempty"` // NBD connections, 0 where there are none
 	RequestBytes int64   `json:"request_bytes"`
 	InFlight     int     `json:"in_flight"` // requests at a time
 	BytesPerSec  float64 `json:"bytes_per_second"`
@@ -31,24 +34,28 @@ var errEnough = errors.New("benchmark is over")
 func benchCommand(p *cli.Program) *cobra.Command {
 	var from sourceFlags
 	var seconds float64
-	c := &cobra.Command{Use: "bench", Short: "Measure how fast a source's disks can be read, by request size and requests in flight",
+	c := &cobra.Command{Use: "bench", Short: "Measure how fast a source's disks can be read, by request size, connections and requests in flight",
 		Args: cli.Args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if seconds <= 0 {
 				return cli.Usagef("Give the seconds for each figure, as --seconds 1.", "Nothing can be measured in %v seconds.", seconds)
 			}
-			src, err := from.open(slog.New(slog.DiscardHandler))
-			if err != nil {
-				return from.explain(err)
-			}
-			rates, err := benchSource(c.Context(), src, from.vm, time.Duration(seconds*float64(time.Second)))
-			if err != nil {
-				return from.explain(err)
+			var rates []readRate
+			for _, conns := range from.connections() {
+				src, err := from.open(slog.New(slog.DiscardHandler), conns)
+				if err != nil {
+					return from.explain(err)
+				}
+				more, err := benchSource(c.Context(), src, from.vm, conns, time.Duration(seconds*float64(time.Second)))
+				if err != nil {
+					return from.explain(err)
+				}
+				rates = append(rates, more...)
 			}
 			return p.Print(c, rates, func(w io.Writer) {
-				t := cli.NewTable(w, "disk", "request", "in flight", "rate")
+				t := cli.NewTable(w, "disk", "connections", "request", "in flight", "rate")
 				for _, r := range rates {
-					t.Row(r.Disk, cli.Size(r.RequestBytes), r.InFlight, cli.Size(int64(r.BytesPerSec))+"/s")
+					t.Row(r.Disk, orDash(r.Connections), cli.Size(r.RequestBytes), r.InFlight, cli.Size(int64(r.BytesPerSec))+"/s")
 				}
 				t.Flush()
 			})
@@ -58,7 +65,22 @@ func benchCommand(p *cli.Program) *cobra.Command {
 	return c
 }
 
-func benchSource(ctx context.Context, src capture.Source, name string, each time.Duration) (rates []readRate, err error) {
+// connections returns with how many connections a source is measured.
+func (f *sourceFlags) connections() []int {
+	if f.kind == blockdev.Kind {
+		return []int{0}
+	}
+	return []int{1, 4}
+}
+
+func orDash(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return strconv.Itoa(n)
+}
+
+func benchSource(ctx context.Context, src capture.Source, name string, conns int, each time.Duration) (rates []readRate, err error) {
 	vm, err := src.Resolve(ctx, name)
 	if err != nil {
 		return nil, err
@@ -75,7 +97,7 @@ func benchSource(ctx context.Context, src capture.Source, name string, each time
 				if err != nil {
 					return nil, fmt.Errorf("read disk %s: %w", d.Key, err)
 				}
-				rates = append(rates, readRate{d.Key, request, inFlight, rate})
+				rates = append(rates, readRate{d.Key, conns, request, inFlight, rate})
 			}
 		}
 	}
