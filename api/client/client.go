@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"github.com/sendense/sendense/api"
@@ -130,9 +131,27 @@ func (c *Client) Health(ctx context.Context) (api.Health, error) {
 	return get[api.Health](ctx, c, "GET", "/v1/health", nil)
 }
 
-// VMs lists the machines by name.
+// VMs lists the machines by name. If the records of some are damaged it returns
+// the others together with an error of CodeCorrupt.
 func (c *Client) VMs(ctx context.Context) ([]appliance.VM, error) {
-	return get[[]appliance.VM](ctx, c, "GET", "/v1/vms", nil)
+	resp, err := c.send(ctx, "GET", "/v1/vms", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var vms []appliance.VM
+	if err := json.NewDecoder(resp.Body).Decode(&vms); err != nil {
+		return nil, c.unreachable(ctx, fmt.Errorf("read answer: %w", err))
+	}
+	if _, quoted, ok := strings.Cut(resp.Header.Get("Warning"), "199 - "); ok {
+		text, err := strconv.Unquote(quoted)
+		if err != nil {
+			text = quoted
+		}
+		return vms, &appliance.Error{Code: appliance.CodeCorrupt, Msg: text,
+			Hint: "The list is not complete. Find out what is damaged with: sendense-control verify"}
+	}
+	return vms, nil
 }
 
 // VM finds a machine by name or UUID.

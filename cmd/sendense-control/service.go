@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -42,17 +43,18 @@ func (s service) vms() *cobra.Command {
 	return &cobra.Command{Use: "vms", Short: "List the VMs that have points", Args: cli.Args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.with(c, false, func(conn *host.Connection) error {
-				vms, err := conn.VMs(c.Context())
-				if err != nil {
-					return err
+				vms, damage := conn.VMs(c.Context())
+				if damage != nil && vms == nil {
+					return damage
 				}
-				return s.Print(c, vms, func(w io.Writer) {
+				err := s.Print(c, vms, func(w io.Writer) {
 					t := cli.NewTable(w, "vm", "uuid", "points", "latest")
 					for _, vm := range vms {
 						t.Row(vm.Name, vm.ID, vm.Points, orDash(string(vm.Latest)))
 					}
 					t.Flush()
 				})
+				return errors.Join(err, damage)
 			})
 		}}
 }

@@ -373,6 +373,9 @@ func TestDamageIsNamed(t *testing.T) {
 			if r.Code != 5 || !strings.Contains(r.Stdout, "DAMAGED  VM ") || !strings.Contains(r.Stdout, "point "+points[0]+", disk sda") || !strings.Contains(r.Stdout, "problem") {
 				t.Errorf("got %+v, want the damage told and exit code 5", r)
 			}
+			if n := strings.Count(r.Stdout, "\n"); n > 15 {
+				t.Errorf("got %d lines, want few enough to read: %s", n, r.Stdout)
+			}
 			// What does not build on it is as good as ever.
 			s.Good(s.Control(flags, "verify web1 --point "+points[3]))
 			if j := s.Jobs(flags)[1]; j.State != "failed" || j.Error == nil || j.Error.Code != "corrupt" {
@@ -427,10 +430,19 @@ func TestADamagedRecordHidesNoOtherVM(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "metadata.json"), []byte("\x00garbage{"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		vms := clitest.Decode[[]struct{ Name string }](t, s.Control(flags, "vms --json"))
-		if len(vms) != 1 || vms[0].Name != "other" {
-			t.Errorf("vms: got %+v, want the other one", vms)
+		r := s.Control(flags, "vms --json")
+		var vms []struct{ Name string }
+		if err := json.Unmarshal([]byte(r.Stdout), &vms); err != nil || len(vms) != 1 || vms[0].Name != "other" {
+			t.Errorf("vms: got %+v, want the other one", r)
 		}
+		r.Stdout = ""
+		clitest.RefusedJSON(t, r, 5, "corrupt")
+		r = s.Control(flags, "vms")
+		if strings.Count(r.Stdout, "\n") != 2 || !strings.Contains(r.Stdout, "other") {
+			t.Errorf("vms: got %q, want a heading and the other one", r.Stdout)
+		}
+		r.Stdout = ""
+		clitest.Refused(t, r, 5, "metadata.json")
 		s.Good(s.Control(flags, "points other"))
 		clitest.Refused(t, s.Control(flags, "points "+filepath.Base(dir)), 5, "metadata.json")
 		if r := s.Control(flags, "verify"); r.Code != 5 || !strings.Contains(r.Stdout, filepath.Base(dir)) {

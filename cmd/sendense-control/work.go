@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,9 +64,17 @@ func (s service) runVerify(c *cobra.Command, conn *host.Connection, r appliance.
 	return err
 }
 
+// problemsTold is how many problems of one file are printed; --json has all.
+const problemsTold = 5
+
 func printReport(w io.Writer, r *repository.Report) {
-	for _, p := range r.Problems {
-		fmt.Fprintf(w, "DAMAGED  %s\n         harms points: %v\n         %s\n", p, p.Affected, p.Hint)
+	for rest := r.Problems; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && rest[n].VM == rest[0].VM && rest[n].File == rest[0].File {
+			n++
+		}
+		printDamage(w, rest[:n])
+		rest = rest[n:]
 	}
 	for _, n := range r.Notes {
 		fmt.Fprintln(w, "note:", n)
@@ -75,6 +85,25 @@ func printReport(w io.Writer, r *repository.Report) {
 	}
 	fmt.Fprintf(w, "%s, %s, %s, %s, %s read: %s\n", count(int64(r.VMs), "VM"), count(int64(r.Points), "point"),
 		count(int64(r.Files), "file"), count(r.Clusters, "cluster"), cli.Size(r.Bytes), verdict)
+}
+
+// printDamage tells the problems of one file. What to do is told for all that have
+// it in common.
+func printDamage(w io.Writer, ps []repository.Problem) {
+	for i, p := range ps[:min(len(ps), problemsTold)] {
+		fmt.Fprintf(w, "DAMAGED  %s\n", p)
+		next := ps[min(i+1, len(ps)-1)]
+		if i+1 < min(len(ps), problemsTold) && slices.Equal(next.Affected, p.Affected) && next.Hint == p.Hint {
+			continue
+		}
+		if len(p.Affected) > 0 {
+			fmt.Fprintf(w, "         harms points: %s\n", strings.Trim(fmt.Sprint(p.Affected), "[]"))
+		}
+		fmt.Fprintf(w, "         %s\n", p.Hint)
+	}
+	if n := len(ps) - problemsTold; n > 0 {
+		fmt.Fprintf(w, "         and %s more in %s; --json tells them\n", count(int64(n), "problem"), ps[0].File)
+	}
 }
 
 // count returns a number of things, "1 point" or "2 points".
