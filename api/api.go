@@ -124,16 +124,16 @@ func Handler(a *appliance.Appliance, o Options) http.Handler {
 			return nil
 		})).Methods("GET")
 	}
-	r.NotFoundHandler = s.handle(func(_ http.ResponseWriter, r *http.Request) error {
-		return &appliance.Error{Code: appliance.CodeNotFound, Msg: fmt.Sprintf("There is nothing at %s.", r.URL.Path),
+	nothing := s.handle(func(w http.ResponseWriter, req *http.Request) error {
+		if allowed := strings.Join(methods(r, req), ", "); allowed != "" {
+			w.Header().Set("Allow", allowed)
+			return &appliance.Error{Code: appliance.CodeInvalid, Err: errMethod,
+				Msg: fmt.Sprintf("There is no %s at %s.", req.Method, req.URL.Path), Hint: "It understands " + allowed + "."}
+		}
+		return &appliance.Error{Code: appliance.CodeNotFound, Msg: fmt.Sprintf("There is nothing at %s.", req.URL.Path),
 			Hint: "The interface is described in docs/openapi.json."}
 	})
-	r.MethodNotAllowedHandler = s.handle(func(w http.ResponseWriter, req *http.Request) error {
-		allowed := strings.Join(methods(r, req), ", ")
-		w.Header().Set("Allow", allowed)
-		return &appliance.Error{Code: appliance.CodeInvalid, Err: errMethod,
-			Msg: fmt.Sprintf("%s cannot be asked for at %s.", req.Method, req.URL.Path), Hint: "It understands " + allowed + "."}
-	})
+	r.NotFoundHandler, r.MethodNotAllowedHandler = nothing, nothing
 	return r
 }
 
