@@ -1,0 +1,229 @@
+package client_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/sendense/sendense/api"
+	"github.com/sendense/sendense/api/client"
+	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/capture"
+	"github.com/sendense/sendense/internal/host"
+)
+
+// connect runs an appliance in this process and returns a client of it.
+func connect(t *testing.T) *host.Connection {
+	t.Helper()
+	c, err := host.Connect(t.Context(), "", host.Options{Repository: filepath.Join(t.TempDir(), "repo"), Create: true, Name: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return c
+}
+
+func begin(t *testing.T, c *client.Client) capture.Draft {
+	t.Helper()
+	d, err := c.Target().Begin(t.Context(), capture.Begin{Source: "test",
+		VM: capture.VM{UUID: "3f0c7d52-7b8e-4b6e-9a41-0d5f1c2e3b4a", Name: "web1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Abort(context.Background(), errors.New("the test is over")) })
+	return d
+}
+
+func code(err error) appliance.Code {
+	var e *appliance.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return ""
+}
+
+func TestWaitCancelsTheJobWhenItsContextEnds(t *testing.T) {
+	c := connect(t)
+	d := begin(t, c.Client)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := c.Wait(ctx, d.JobID(), func(appliance.Job) { cancel() })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("wait: got %v, want that the context ended", err)
+	}
+	j, err := c.Wait(t.Context(), d.JobID(), nil)
+	if j.State != appliance.JobCancelled || code(err) != appliance.CodeCancelled {
+		t.Errorf("job: got %s and %v, want cancelled", j.State, err)
+	}
+	// The agent learns of it, and why.
+	err = d.Report(t.Context(), capture.Progress{})
+	if !errors.Is(err, capture.ErrCancelled) || code(err) == "" {
+		t.Errorf("report: got %v, want the reason and %v", err, capture.ErrCancelled)
+	}
+}
+
+func TestWatchingAJobDoesNotCancelIt(t *testing.T) {
+	c := connect(t)
+	d := begin(t, c.Client)
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := c.WatchJob(ctx, d.JobID(), func(appliance.Job) { cancel() }); !errors.Is(err, context.Canceled) {
+		t.Errorf("watch: got %v, want that the context ended", err)
+	}
+	if j, err := c.Job(t.Context(), d.JobID()); err != nil || j.State != appliance.JobRunning {
+		t.Errorf("job: got %s (%v), want running", j.State, err)
+	}
+}
+
+func TestDigestsAreComparedWithTheParent(t *testing.T) {
+	c := connect(t)
+	d := begin(t, c.Client)
+	disk, err := d.AddDisk(t.Context(), capture.DiskSpec{Key: "vda", Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	zero := disk.Sum(make([]byte, disk.ClusterSize()))
+	differs, err := disk.Differs(t.Context(), 0, []capture.Digest{zero, zero})
+	if err != nil || len(differs) != 2 || !differs[0] || !differs[1] {
+		t.Errorf("without a parent: got %v (%v), want that all differ", differs, err)
+	}
+	if differs, err = disk.Differs(t.Context(), 0, nil); err != nil || len(differs) != 0 {
+		t.Errorf("no digests: got %v (%v), want nothing", differs, err)
+	}
+}
+
+// pretend serves one answer to whatever is asked and then breaks the connection.
+func pretend(t *testing.T, answer func(*bufio.ReadWriter)) *client.Client {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			rw := bufio.NewReadWriter(bufio.NewReader(conn), bufio.NewWriter(conn))
+			if _, err := http.ReadRequest(rw.Reader); err == nil {
+				answer(rw)
+				rw.Flush()
+			}
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-served; os.RemoveAll(dir) })
+	c, err := client.New("unix:" + l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func TestAServerThatGoesAwayIsUnreachable(t *testing.T) {
+	job, err := json.Marshal(appliance.Job{ID: "x", State: appliance.JobRunning})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := fmt.Sprintf("event: job\ndata: %s\n\n", job)
+	chunk := func(s string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(s), s) }
+	const head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+	for _, test := range []struct{ name, answer string }{
+		{"before it answers", ""},
+		{"in the head of its answer", "HTTP/1.1 200"},
+		{"before the first event", head},
+		{"behind an event", head + chunk(event)},
+		{"within an event", head + chunk(event+event[:30])},
+		{"in good order while the job runs", head + chunk(event) + "0\r\n\r\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := pretend(t, func(rw *bufio.ReadWriter) { rw.WriteString(test.answer) })
+			_, err := c.Wait(t.Context(), "x", nil)
+			if code(err) != appliance.CodeUnreachable {
+				t.Errorf("wait: got %v, want code %s", err, appliance.CodeUnreachable)
+			}
+			if _, err = c.Jobs(t.Context()); code(err) != appliance.CodeUnreachable {
+				t.Errorf("jobs: got %v, want code %s", err, appliance.CodeUnreachable)
+			}
+			_, err = c.Target().Begin(t.Context(), capture.Begin{})
+			if code(err) != appliance.CodeUnreachable {
+				t.Errorf("begin: got %v, want code %s", err, appliance.CodeUnreachable)
+			}
+		})
+	}
+}
+
+func TestADraftWhoseServerGoesAwayIsOver(t *testing.T) {
+	hold := make(chan struct{})
+	c := pretend(t, func(rw *bufio.ReadWriter) {
+		first, _ := json.Marshal(api.DraftEvent{Draft: &appliance.DraftInfo{Job: "backup-x", Digest: "blake3-256"}})
+		fmt.Fprintf(rw, "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\n\r\n", len(first)+1, first)
+		rw.Flush()
+		<-hold
+	})
+	d, err := c.Target().Begin(t.Context(), capture.Begin{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(hold)
+	for err == nil || code(err) == "" { // until the end of the stream is noticed
+		err = d.Report(t.Context(), capture.Progress{})
+	}
+	if code(err) != appliance.CodeUnreachable {
+		t.Errorf("report: got %v, want code %s", err, appliance.CodeUnreachable)
+	}
+	if err := d.Abort(t.Context(), errors.New("given up")); err != nil {
+		t.Errorf("abort: got %v, want none: there is nothing left", err)
+	}
+}
+
+func TestAnswersThatAreNone(t *testing.T) {
+	for _, test := range []struct {
+		name, answer string
+		want         appliance.Code
+	}{
+		{"an error that is no problem", "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\n\r\noops", appliance.CodeInternal},
+		{"a problem without code", "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}", appliance.CodeInternal},
+		{"a list that is none", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\noops", appliance.CodeUnreachable},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := pretend(t, func(rw *bufio.ReadWriter) { rw.WriteString(test.answer) })
+			if _, err := c.VMs(t.Context()); code(err) != test.want {
+				t.Errorf("code: got %v, want %s", err, test.want)
+			}
+		})
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	for _, address := range []string{"", "unix:", "/run/x", "http://x", "tcp:127.0.0.1:1"} {
+		if _, err := client.New(address); code(err) != appliance.CodeInvalid {
+			t.Errorf("address %q: got %v, want code %s", address, err, appliance.CodeInvalid)
+		}
+	}
+	c, err := client.New("unix:" + filepath.Join(t.TempDir(), "nobody"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Health(t.Context()); code(err) != appliance.CodeUnreachable {
+		t.Errorf("nobody there: got %v, want code %s", err, appliance.CodeUnreachable)
+	}
+}
