@@ -35,8 +35,7 @@ func (b *bench) buildChain(ctx context.Context, r repository.Repository, n int, 
 		}
 		points = append(points, p)
 	}
-	settle()
-	return points, nil
+	return points, settle(0)
 }
 
 // verify measures the verification of a hundred points beside reading and hashing
@@ -155,9 +154,10 @@ func (b *bench) merge(ctx context.Context) error {
 		return func(ctx context.Context) (float64, error) {
 			p := points[i]
 			i += 4
-			settle()
-			seconds, err := timed(func() error { return r.Delete(ctx, vm, p.ID) })
-			return seconds, err
+			if err := settle(p.Disks[0].DataBytes); err != nil {
+				return 0, err
+			}
+			return timed(func() error { return r.Delete(ctx, vm, p.ID) })
 		}
 	}
 	bytesOf := func(i int) float64 { return float64(points[i].Disks[0].DataBytes) / (1 << 20) }
@@ -194,7 +194,9 @@ func (b *bench) copyOnce(ctx context.Context, n int64) (float64, error) {
 	if err := os.WriteFile(source, p, 0o600); err != nil {
 		return 0, err
 	}
-	settle()
+	if err := settle(n); err != nil {
+		return 0, err
+	}
 	return timed(func() error {
 		_, err := tool(ctx, "cp", "--reflink=never", source, target)
 		if err == nil {

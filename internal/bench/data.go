@@ -85,9 +85,8 @@ func (b *bench) buildLayered(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	settle()
 	b.layered = l
-	return nil
+	return settle(0)
 }
 
 // dropLayered removes those images.

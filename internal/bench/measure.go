@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ func (b *bench) interleave(ctx context.Context, subjects ...subject) (samples, e
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", x.name, err)
 			}
+			b.logf("round %d  %-20s %.4g", round, x.name, v)
 			if round > 0 {
 				s[x.name] = append(s[x.name], v)
 			}
@@ -83,8 +85,24 @@ func tool(ctx context.Context, argv ...string) ([]byte, error) {
 }
 
 // settle makes durable what earlier steps left to be written, so that it does not
-// disturb what comes next.
-func settle() { syscall.Sync() }
+// disturb what comes next, and touches as much free memory as that is going to
+// fill with bytes it writes: where a hypervisor takes free memory back, the first
+// to use it again would pay for it, several times what the work itself costs.
+func settle(writes int64) error {
+	syscall.Sync()
+	if writes == 0 {
+		return nil
+	}
+	writes += writes / 4
+	m, err := syscall.Mmap(-1, 0, int(writes), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	for i := 0; i < len(m); i += os.Getpagesize() {
+		m[i] = 1
+	}
+	return syscall.Munmap(m)
+}
 
 // ownCPU returns the CPU time that this process has used, in seconds.
 func ownCPU() float64 {

@@ -143,7 +143,9 @@ func (b *bench) deep(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(folder)
-	settle()
+	if err := settle(0); err != nil {
+		return err
+	}
 	random := newRandom(3)
 	subjects := []subject{}
 	for name, make := range map[string]func() *server{

@@ -80,7 +80,9 @@ func (b *bench) ingest(ctx context.Context) error {
 	// fresh times what copies to a new file.
 	fresh := func(work func() error) (float64, error) {
 		os.Remove(target)
-		settle()
+		if err := settle(b.size); err != nil {
+			return 0, err
+		}
 		seconds, err := timed(work)
 		os.Remove(target)
 		return seconds, err
@@ -89,7 +91,9 @@ func (b *bench) ingest(ctx context.Context) error {
 	qemuCPU := []float64{}
 	s, err := b.interleave(ctx,
 		subject{"sendense", func(ctx context.Context) (float64, error) {
-			settle()
+			if err := settle(b.size); err != nil {
+				return 0, err
+			}
 			t, err := b.ingestOnce(ctx, r, source)
 			own.commit, own.cpu = append(own.commit, t.commit), append(own.cpu, t.cpu)
 			return t.copied, err
@@ -145,7 +149,9 @@ func (b *bench) ingestQEMU(ctx context.Context, source, target string) (seconds,
 		return 0, 0, err
 	}
 	defer s.stop()
-	settle()
+	if err := settle(b.size); err != nil {
+		return 0, 0, err
+	}
 	seconds, err = timed(func() error { _, err := tool(ctx, "nbdcopy", "--flush", source, s.uri); return err })
 	if err == nil {
 		cpu, err = s.cpu()
@@ -226,9 +232,12 @@ func (b *bench) incremental(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	written := int64(len(changed)) * cluster
 	s, err := b.interleave(ctx,
 		subject{"sendense", func(ctx context.Context) (float64, error) {
-			settle()
+			if err := settle(written); err != nil {
+				return 0, err
+			}
 			var p repository.Point
 			seconds, err := timed(func() (err error) {
 				p, err = point(ctx, r, size, func(d block.Device) error { return copyChanged(ctx, source, d, changed) })
@@ -240,15 +249,17 @@ func (b *bench) incremental(ctx context.Context) error {
 			return seconds, r.Delete(ctx, vm, p.ID)
 		}},
 		subject{"raw", func(context.Context) (float64, error) {
-			settle()
 			target := filepath.Join(b.dir, "changes.raw")
 			defer os.Remove(target)
+			if err := settle(written); err != nil {
+				return 0, err
+			}
 			return timed(func() error { return copyRaw(source, target, changed) })
 		}})
 	if err != nil {
 		return err
 	}
-	mib := float64(len(changed)*cluster) / (1 << 20)
+	mib := float64(written) / (1 << 20)
 	b.metric("incremental/sendense", s.median("sendense"), "s")
 	b.metric("incremental/raw", s.median("raw"), "s")
 	b.metric("incremental/changed", mib, "MiB")
