@@ -39,6 +39,9 @@ func Main(m *testing.M, use func(dir string)) int {
 		defer os.RemoveAll(dir)
 		err = Build(dir)
 	}
+	if err == nil { // what programs leave that are killed goes with it
+		err = os.Setenv("TMPDIR", dir)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -93,7 +96,7 @@ func Start(t testing.TB, program string, args ...string) *Process {
 		t.Fatal(err)
 	}
 	p.PID = p.cmd.Process.Pid
-	watch := time.AfterFunc(Patience, func() { p.cmd.Process.Kill() })
+	watch := time.AfterFunc(Patience, func() { _ = p.cmd.Process.Kill() }) // it may have ended
 	go func() {
 		defer close(p.done)
 		defer watch.Stop()
@@ -152,9 +155,12 @@ func Decode[T any](t testing.TB, r Ran) T {
 // Until waits until a condition holds.
 func Until(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(Patience); !holds(); time.Sleep(10 * time.Millisecond) { //nolint:forbidigo // a bound on a test
-		if time.Now().After(end) { //nolint:forbidigo // the same
+	late := time.After(Patience)
+	for !holds() {
+		select {
+		case <-late:
 			t.Fatalf("waited too long until %s", what)
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
