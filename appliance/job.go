@@ -207,7 +207,7 @@ func (r *running) finish(result any, err error) Job {
 	r.jobs.mu.Lock()
 	delete(r.jobs.running, job.ID)
 	r.jobs.ended = append(r.jobs.ended, job.ID)
-	r.jobs.prune() //nolint:errcheck // what stays is tried again when the journal is opened
+	_ = r.jobs.prune() // what stays is tried again when the journal is opened
 	r.jobs.mu.Unlock()
 	if r.jobs.onEnd != nil {
 		r.jobs.onEnd(job)
