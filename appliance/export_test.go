@@ -188,6 +188,13 @@ func TestAnExportWithTLSAsksForACertificate(t *testing.T) {
 	r := open(t, nil)
 	three(t, r)
 	ours, theirs := certificates(t), certificates(t)
+	b, err := os.ReadFile(filepath.Join(ours, "ca-cert.pem"))
+	if err == nil { // a client that trusts us, which is no reason to trust it
+		err = os.WriteFile(filepath.Join(theirs, "ca-cert.pem"), b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	e := export(t, r, appliance.ExportSpec{VM: "web1", Point: "latest", Listen: "0.0.0.0:0", TLSDir: ours})
 	_, port, err := net.SplitHostPort(e.Listen)
 	if err != nil {

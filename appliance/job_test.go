@@ -193,8 +193,8 @@ func TestAVerificationCanBeCancelled(t *testing.T) {
 		t.Fatal(err)
 	}
 	j = r.final(t, j.ID)
-	if j.State != appliance.JobCancelled || j.Error == nil || j.Error.Code != appliance.CodeCancelled {
-		t.Errorf("job: got %s (%+v), want cancelled", j.State, j.Error)
+	if j.State != appliance.JobCancelled || j.Error == nil || j.Error.Msg != "The job was cancelled." {
+		t.Errorf("job: got %s (%+v), want that it was cancelled", j.State, j.Error)
 	}
 	wantCode(t, r.CancelJob(t.Context(), j.ID), appliance.CodeInvalid, "cancelled")
 	wantCode(t, r.CancelJob(t.Context(), "verify-no-such-job"), appliance.CodeNotFound)
