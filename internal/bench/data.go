@@ -85,8 +85,9 @@ func (b *bench) buildLayered(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	settle()
 	b.layered = l
-	return settle(0)
+	return nil
 }
 
 // dropLayered removes those images.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -24,7 +23,7 @@ type samples map[string][]float64
 
 // interleave runs the subjects in turn, one round after another, and each round
 // begins with another of them: what else happens on the machine then hits all. A
-// first round does not count: caches fill, and a hypervisor backs memory.
+// first round does not count: it fills the caches.
 func (b *bench) interleave(ctx context.Context, subjects ...subject) (samples, error) {
 	s := samples{}
 	for round := range b.runs + 1 {
@@ -85,24 +84,8 @@ func tool(ctx context.Context, argv ...string) ([]byte, error) {
 }
 
 // settle makes durable what earlier steps left to be written, so that it does not
-// disturb what comes next, and touches as much free memory as that is going to
-// fill with bytes it writes: where a hypervisor takes free memory back, the first
-// to use it again would pay for it, several times what the work itself costs.
-func settle(writes int64) error {
-	syscall.Sync()
-	if writes == 0 {
-		return nil
-	}
-	writes += writes / 4
-	m, err := syscall.Mmap(-1, 0, int(writes), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
-	if err != nil {
-		return os.NewSyscallError("mmap", err)
-	}
-	for i := 0; i < len(m); i += os.Getpagesize() {
-		m[i] = 1
-	}
-	return syscall.Munmap(m)
-}
+// disturb what comes next.
+func settle() { syscall.Sync() }
 
 // ownCPU returns the CPU time that this process has used, in seconds.
 func ownCPU() float64 {

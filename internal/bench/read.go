@@ -143,9 +143,7 @@ func (b *bench) deep(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(folder)
-	if err := settle(0); err != nil {
-		return err
-	}
+	settle()
 	random := newRandom(3)
 	subjects := []subject{}
 	for name, make := range map[string]func() *server{

@@ -80,9 +80,7 @@ func (b *bench) ingest(ctx context.Context) error {
 	// fresh times what copies to a new file.
 	fresh := func(work func() error) (float64, error) {
 		os.Remove(target)
-		if err := settle(b.size); err != nil {
-			return 0, err
-		}
+		settle()
 		seconds, err := timed(work)
 		os.Remove(target)
 		return seconds, err
@@ -91,9 +89,7 @@ func (b *bench) ingest(ctx context.Context) error {
 	qemuCPU := []float64{}
 	s, err := b.interleave(ctx,
 		subject{"sendense", func(ctx context.Context) (float64, error) {
-			if err := settle(b.size); err != nil {
-				return 0, err
-			}
+			settle()
 			t, err := b.ingestOnce(ctx, r, source)
 			own.commit, own.cpu = append(own.commit, t.commit), append(own.cpu, t.cpu)
 			return t.copied, err
@@ -149,9 +145,7 @@ func (b *bench) ingestQEMU(ctx context.Context, source, target string) (seconds,
 		return 0, 0, err
 	}
 	defer s.stop()
-	if err := settle(b.size); err != nil {
-		return 0, 0, err
-	}
+	settle()
 	seconds, err = timed(func() error { _, err := tool(ctx, "nbdcopy", "--flush", source, s.uri); return err })
 	if err == nil {
 		cpu, err = s.cpu()
@@ -235,9 +229,7 @@ func (b *bench) incremental(ctx context.Context) error {
 	written := int64(len(changed)) * cluster
 	s, err := b.interleave(ctx,
 		subject{"sendense", func(ctx context.Context) (float64, error) {
-			if err := settle(written); err != nil {
-				return 0, err
-			}
+			settle()
 			var p repository.Point
 			seconds, err := timed(func() (err error) {
 				p, err = point(ctx, r, size, func(d block.Device) error { return copyChanged(ctx, source, d, changed) })
@@ -251,9 +243,7 @@ func (b *bench) incremental(ctx context.Context) error {
 		subject{"raw", func(context.Context) (float64, error) {
 			target := filepath.Join(b.dir, "changes.raw")
 			defer os.Remove(target)
-			if err := settle(written); err != nil {
-				return 0, err
-			}
+			settle()
 			return timed(func() error { return copyRaw(source, target, changed) })
 		}})
 	if err != nil {
