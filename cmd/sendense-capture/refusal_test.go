@@ -101,6 +101,7 @@ func TestWhatTheUserMayNotTouchIsDenied(t *testing.T) {
 	if err := os.Chmod(mine, 0o777); err != nil {
 		t.Fatal(err)
 	}
+	t.Setenv("TMPDIR", mine)
 	s.Daemon()
 	for _, c := range []struct {
 		name, disk, want string
