@@ -120,13 +120,12 @@ func readFor(ctx context.Context, d block.Device, request int64, inFlight int, e
 	for w := range inFlight {
 		g.Go(func() error {
 			p := make([]byte, request)
-			for slot := int64(w); ctx.Err() == nil; slot += int64(inFlight) {
+			for slot := int64(w); ; slot += int64(inFlight) { // one request at least
 				// The request itself is not cut short, which would cost the device.
-				if err := counted.ReadAt(context.WithoutCancel(ctx), p, slot%slots*request); err != nil {
+				if err := counted.ReadAt(context.WithoutCancel(ctx), p, slot%slots*request); err != nil || ctx.Err() != nil {
 					return err
 				}
 			}
-			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
