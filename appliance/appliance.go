@@ -77,7 +77,7 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 		o.Metrics = NewMetrics(nil)
 	}
 	a := &Appliance{opts: o, repo: o.Repository, log: o.Log,
-		jobs:   &jobs{journal: o.Journal, now: o.Now, running: map[string]*running{}, known: map[string]bool{}},
+		jobs:   &jobs{journal: o.Journal, now: o.Now, running: map[string]*running{}},
 		drafts: map[string]*Draft{}, exports: map[string]*export{}}
 	a.jobs.onEnd = a.jobEnded
 	marked, err := a.jobs.recover()
@@ -245,6 +245,8 @@ func userError(err error) error {
 	case errors.Is(err, repository.ErrNoVM), errors.Is(err, repository.ErrNoPoint), errors.Is(err, repository.ErrNoDisk):
 		return &Error{Code: CodeNotFound, Msg: sentence(err.Error()), Err: err,
 			Hint: "List what there is with: sendense-control vms, and: sendense-control points VM"}
+	case errors.Is(err, repository.ErrInvalid):
+		return &Error{Code: CodeInvalid, Msg: sentence(err.Error()), Err: err, Hint: "Ask for something else."}
 	case errors.Is(err, repository.ErrAmbiguous):
 		return &Error{Code: CodeInvalid, Msg: sentence(err.Error()), Err: err,
 			Hint: "Name the VM by its UUID: sendense-control vms"}

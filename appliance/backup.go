@@ -100,7 +100,11 @@ func (a *Appliance) BeginBackup(ctx context.Context, r BeginRequest) (*Draft, er
 		job.finish(nil, err)
 		return nil, err
 	}
-	job.setPoint(string(rd.Point()))
+	if err := job.setPoint(string(rd.Point())); err != nil {
+		err = errors.Join(err, rd.Abort(context.WithoutCancel(ctx)))
+		job.finish(nil, err)
+		return nil, err
+	}
 	d := &Draft{a: a, job: job, ctx: jobCtx, draft: rd, disks: map[int]repository.DraftDisk{}, ended: make(chan struct{}),
 		info: DraftInfo{Job: job.job.ID, Point: string(rd.Point()), Digest: image.DigestAlgorithm, Parent: parentInfo(rd.Parent())}}
 	a.mu.Lock()

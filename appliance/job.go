@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sort"
 	"strings"
 	"sync"
@@ -61,6 +62,9 @@ type Progress struct {
 type Journal interface {
 	Owner() string
 	Alive(owner string) bool
+	// AddJob is PutJob for a job whose id is to be its own; an error that wraps
+	// fs.ErrExist if the id is taken.
+	AddJob(Job) error
 	PutJob(Job) error
 	DeleteJob(id string) error
 	Jobs() ([]Job, error)
@@ -81,8 +85,7 @@ type jobs struct {
 	wg      sync.WaitGroup
 	mu      sync.Mutex // guards the fields below
 	running map[string]*running
-	known   map[string]bool // ids taken
-	ended   []string        // ids of final jobs, those to be dropped first in front
+	ended   []string // ids of final jobs, those to be dropped first in front
 	closed  bool
 }
 
@@ -116,12 +119,11 @@ func (js *jobs) recover() ([]Job, error) {
 	var marked []Job
 	for i := range all {
 		j := &all[i]
-		js.known[j.ID] = true
 		if j.State == JobRunning && !js.journal.Alive(j.Owner) {
 			end := js.now().UTC()
 			j.State, j.Ended = JobInterrupted, &end
 			j.Error = &JobError{Code: CodeInterrupted,
-				Msg:  fmt.Sprintf("The process that ran the job (%s) died before the job was done.", j.Owner),
+				Msg:  fmt.Sprintf("The process that ran the job (%s) died before the job was done.", processOf(j.Owner)),
 				Hint: "Nothing was left half-done: the draft is discarded and earlier points are as they were. Start the job again."}
 			err = errors.Join(err, js.journal.PutJob(*j))
 			marked = append(marked, *j)
@@ -133,6 +135,12 @@ func (js *jobs) recover() ([]Job, error) {
 	return marked, errors.Join(err, js.prune())
 }
 
+// processOf names the process behind an owner, whose name begins with its id.
+func processOf(owner string) string {
+	pid, _, _ := strings.Cut(owner, "-")
+	return "pid " + pid
+}
+
 // prune drops the oldest final jobs beyond keepJobs. The caller holds js.mu, or
 // is alone.
 func (js *jobs) prune() error {
@@ -140,7 +148,6 @@ func (js *jobs) prune() error {
 	for len(js.ended) > keepJobs {
 		id := js.ended[0]
 		errs = append(errs, js.journal.DeleteJob(id))
-		delete(js.known, id)
 		js.ended = js.ended[1:]
 	}
 	return errors.Join(errs...)
@@ -155,23 +162,22 @@ func (js *jobs) begin(verb, vm, point string) (*running, context.Context, error)
 		return nil, nil, errShutdown
 	}
 	started := js.now().UTC()
-	id := ""
+	r := &running{jobs: js, changed: make(chan struct{}), since: started,
+		job: Job{Verb: verb, VM: vm, Point: point, State: JobRunning, Started: started,
+			Owner: js.journal.Owner(), Progress: Progress{ETA: -1}}}
 	for at := started; ; at = at.Add(time.Second) { // an id names one job
-		id = strings.Trim(verb+"-"+fileName(vm), "-") + "-" + at.Format("20060102150405")
-		if !js.known[id] {
+		r.job.ID = strings.Trim(verb+"-"+fileName(vm), "-") + "-" + at.Format("20060102150405")
+		err := js.journal.AddJob(r.job)
+		if err == nil {
 			break
 		}
+		if !errors.Is(err, fs.ErrExist) {
+			return nil, nil, err
+		}
 	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	r := &running{jobs: js, cancel: cancel, changed: make(chan struct{}), since: started,
-		job: Job{ID: id, Verb: verb, VM: vm, Point: point, State: JobRunning, Started: started,
-			Owner: js.journal.Owner(), Progress: Progress{ETA: -1}}}
-	if err := js.journal.PutJob(r.job); err != nil {
-		cancel(nil)
-		return nil, nil, err
-	}
-	js.known[id] = true
-	js.running[id] = r
+	var ctx context.Context
+	ctx, r.cancel = context.WithCancelCause(context.Background())
+	js.running[r.job.ID] = r
 	js.wg.Add(1)
 	return r, ctx, nil
 }
@@ -245,12 +251,14 @@ func (r *running) progress(phase, disk string, done, total int64) {
 	r.notify()
 }
 
-// setPoint names the point that the job makes.
-func (r *running) setPoint(point string) {
+// setPoint names the point that the job makes, also for those who find the job
+// after this process has died.
+func (r *running) setPoint(point string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.job.Point = point
 	r.notify()
+	return r.jobs.journal.PutJob(r.job)
 }
 
 // notify wakes who watches. The caller holds r.mu.

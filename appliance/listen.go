@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -36,8 +37,9 @@ func (l *Listener) URI(export string) string {
 		u.Host = l.Addr().String()
 		return u.String()
 	}
-	// Slashes stay as they are, for people to read and shells to complete.
-	return u.Scheme + "+unix://" + u.EscapedPath() + "?socket=" + (&url.URL{Path: l.socket}).EscapedPath()
+	// Slashes stay as they are, for people to read.
+	socket := strings.ReplaceAll(url.QueryEscape(l.socket), "%2F", "/")
+	return u.Scheme + "+unix://" + u.EscapedPath() + "?socket=" + strings.ReplaceAll(socket, "+", "%20")
 }
 
 // ListenUnix listens on a socket at path with file permissions mode. A socket at
@@ -47,6 +49,10 @@ func ListenUnix(path string, mode os.FileMode, tlsDir string) (*Listener, error)
 	config, err := loadTLS(tlsDir)
 	if err != nil {
 		return nil, err
+	}
+	if !filepath.IsAbs(path) {
+		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("The path of the socket is relative: %s.", path),
+			Hint: "Give the whole path, which means the same to every process."}
 	}
 	if len(path) > maxSocketPath {
 		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("The path of the socket is too long: %s.", path),

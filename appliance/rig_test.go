@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -236,6 +237,16 @@ func (j *journal) reborn(owner string) *journal {
 
 func (j *journal) Owner() string           { return j.owner }
 func (j *journal) Alive(owner string) bool { return j.alive[owner] }
+
+func (j *journal) AddJob(job appliance.Job) error {
+	j.mu.Lock()
+	_, taken := j.jobs[job.ID]
+	j.mu.Unlock()
+	if taken {
+		return fs.ErrExist
+	}
+	return j.PutJob(job)
+}
 
 func (j *journal) PutJob(job appliance.Job) error {
 	j.mu.Lock()

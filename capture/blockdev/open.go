@@ -77,6 +77,10 @@ func (s *Source) begin(o *opened, d Disk) (err error) {
 	return nil
 }
 
+// ErrFormat says that a file begins like a QCOW2 image and nobody has said which
+// format it has.
+var ErrFormat = errors.New("it begins like a QCOW2 image: say which format it has, qcow2 or raw")
+
 // refuseQCOW2 guards against an image being stored as the disk inside it.
 func refuseQCOW2(f *os.File) error {
 	var head [4]byte
@@ -87,7 +91,7 @@ func refuseQCOW2(f *os.File) error {
 		return unreachable(err)
 	}
 	if bytes.Equal(head[:], []byte("QFI\xfb")) {
-		return fmt.Errorf("%s begins like a QCOW2 image: say which format it has, qcow2 or raw", f.Name())
+		return fmt.Errorf("%s: %w", f.Name(), ErrFormat)
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ type sourceFlags struct {
 	connect      string
 	scratch      string
 	disks        []string
+	format       string
 	allowMounted bool
 }
 
@@ -39,6 +40,7 @@ func (f *sourceFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.connect, "connect", "", "libvirt `URI`, default qemu:///system")
 	c.Flags().StringVar(&f.scratch, "scratch", "", "`folder` where QEMU keeps what the guest overwrites meanwhile, default /var/tmp")
 	c.Flags().StringArrayVar(&f.disks, "disk", nil, "for blockdev, a disk as `PATH[=NAME]`; again for each further one")
+	c.Flags().StringVar(&f.format, "format", "", "for blockdev, the `format` of the disks: raw or qcow2; default by the name's ending")
 	c.Flags().BoolVar(&f.allowMounted, "allow-mounted", false, "for blockdev, read devices that are mounted read-write all the same")
 }
 
@@ -81,9 +83,12 @@ func (f *sourceFlags) open(log *slog.Logger, conns int) (capture.Source, error) 
 	return nil, cli.Usagef("See the sources with: sendense-capture sources", "There is no source %q.", f.kind)
 }
 
-// blockdevDisks parses --disk PATH[=NAME]. Files in QCOW2 format are known by
-// their name: what is inside a disk is the guest's to write.
+// blockdevDisks parses --disk PATH[=NAME]. Without --format, QCOW2 files are known
+// by their name and no other: what a raw disk begins with is the guest's to write.
 func (f *sourceFlags) blockdevDisks() ([]blockdev.Disk, error) {
+	if f.format != "" && f.format != blockdev.Raw && f.format != "qcow2" {
+		return nil, cli.Usagef("Give raw or qcow2.", "There is no format %q.", f.format)
+	}
 	if len(f.disks) == 0 {
 		return nil, cli.Usagef("Name each with --disk PATH[=NAME].", "The source blockdev takes at least one disk.")
 	}
@@ -96,8 +101,8 @@ func (f *sourceFlags) blockdevDisks() ([]blockdev.Disk, error) {
 		if !named {
 			key = fmt.Sprintf("disk%d", i)
 		}
-		d := blockdev.Disk{Path: path, Key: key, Format: blockdev.Raw}
-		if strings.HasSuffix(path, ".qcow2") {
+		d := blockdev.Disk{Path: path, Key: key, Format: f.format}
+		if f.format == "" && strings.HasSuffix(path, ".qcow2") {
 			d.Format = "qcow2"
 		}
 		disks = append(disks, d)
@@ -131,6 +136,8 @@ func (f *sourceFlags) explain(err error) error {
 		if f.kind == blockdev.Kind {
 			explainDisk(e)
 		}
+	case errors.Is(err, blockdev.ErrFormat):
+		e.Code, e.Hint = appliance.CodeInvalid, "Say it with --format qcow2 to store the disk inside the image, or with --format raw to store the file as it is."
 	case errors.Is(err, capture.ErrVMChanged):
 		e.Code, e.Hint = appliance.CodeInterrupted, "Nothing was kept of this backup; start it again."
 	default:
@@ -152,7 +159,7 @@ func explainDisk(e *appliance.Error) {
 	case errors.Is(e.Err, fs.ErrPermission):
 		e.Code, e.Hint = appliance.CodeDenied, "Run as a user who may read it."
 	case errors.Is(e.Err, image.ErrNotQCOW2):
-		e.Code, e.Hint = appliance.CodeInvalid, "Files whose names end in .qcow2 are read as QCOW2; give any other file another name."
+		e.Code, e.Hint = appliance.CodeInvalid, "Files whose names end in .qcow2 are read as QCOW2; say that it is something else with --format raw."
 	case errors.Is(e.Err, image.ErrCorrupt):
 		e.Code, e.Hint = appliance.CodeCorrupt, "See what is wrong with it: sendense-control image check FILE"
 	}

@@ -20,7 +20,8 @@ func TestBadInputGetsASentenceAHintAndAnExitCode(t *testing.T) {
 		return s.Path(name)
 	}
 	good, cut, other := file("good.raw", "x"), file("cut.qcow2", "QFI\xfb\x00\x00\x00\x03"), file("other.qcow2", "hello")
-	orphan := s.Path("orphan.qcow2")
+	orphan, disguised := s.Path("orphan.qcow2"), s.Path("disguised.img")
+	clitest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", disguised, "1M")
 	clitest.Tool(t, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "gone.qcow2", orphan, "1M")
 	backup := func(args ...string) []string {
 		return append([]string{"backup", "--repository", s.Repo, "--vm", "web1"}, args...)
@@ -55,6 +56,8 @@ func TestBadInputGetsASentenceAHintAndAnExitCode(t *testing.T) {
 		{"a character device as a disk", blockdev("--disk", "/dev/null"), 6, "unreachable", "/dev/null"},
 		{"a QCOW2 image that was cut off", blockdev("--disk", cut), 5, "corrupt", "cut.qcow2"},
 		{"a file that only has the name of a QCOW2 image", blockdev("--disk", other), 2, "invalid", "other.qcow2"},
+		{"a QCOW2 image of another name", blockdev("--disk", disguised), 2, "invalid", "disguised.img"},
+		{"a format that does not exist", blockdev("--disk", good, "--format", "vmdk"), 2, "invalid", "vmdk"},
 		{"an image without its backing file", blockdev("--disk", orphan), 3, "not_found", "gone.qcow2"},
 		{"a compression that does not exist", blockdev("--disk", good, "--compress", "gzip"), 2, "invalid", "gzip"},
 		{"a level that does not exist", blockdev("--disk", good, "--compress", "zstd:99"), 2, "invalid", "zstd:99"},

@@ -77,6 +77,9 @@ func (o *serveOptions) run(c *cobra.Command, p *cli.Program, path string) (err e
 	if e.Since, err = o.sinceNames(dev); err != nil {
 		return err
 	}
+	if err := absolute(&o.socket); err != nil {
+		return err
+	}
 	at, err := o.listener()
 	if err != nil {
 		return err

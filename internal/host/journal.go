@@ -1,6 +1,8 @@
 package host
 
 import (
+	"errors"
+	"io/fs"
 	"maps"
 	"slices"
 	"sync"
@@ -12,6 +14,7 @@ import (
 // journal keeps an appliance's records as documents.
 type journal struct{ *state.Store }
 
+func (j journal) AddJob(job appliance.Job) error { return j.Add("jobs", job.ID, job) }
 func (j journal) PutJob(job appliance.Job) error { return j.Put("jobs", job.ID, job) }
 func (j journal) DeleteJob(id string) error      { return j.Delete("jobs", id) }
 
@@ -44,6 +47,16 @@ func (m *memory) Owner() string             { return "this process" }
 func (m *memory) Alive(owner string) bool   { return owner == m.Owner() }
 func (m *memory) Close() error              { return nil }
 func (m *memory) DeleteJob(id string) error { return locked(m, func() { delete(m.jobs, id) }) }
+
+func (m *memory) AddJob(j appliance.Job) (err error) {
+	return errors.Join(locked(m, func() {
+		if _, taken := m.jobs[j.ID]; taken {
+			err = fs.ErrExist
+			return
+		}
+		m.jobs[j.ID] = j
+	}), err)
+}
 
 func (m *memory) PutJob(j appliance.Job) error {
 	return locked(m, func() { m.jobs[j.ID] = j })

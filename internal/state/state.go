@@ -96,6 +96,17 @@ func (s *Store) path(collection, id string) (string, error) {
 
 // Put stores v as the document id of collection, durable when it returns.
 func (s *Store) Put(collection, id string, v any) error {
+	return s.store(collection, id, v, os.Rename)
+}
+
+// Add is Put for a document that must not be there yet; an error that wraps
+// fs.ErrExist if it is, also if another process was first.
+func (s *Store) Add(collection, id string, v any) error {
+	return s.store(collection, id, v, os.Link)
+}
+
+// store writes a document; place gives its file the final name.
+func (s *Store) store(collection, id string, v any, place func(from, to string) error) error {
 	path, err := s.path(collection, id)
 	if err != nil {
 		return err
@@ -107,25 +118,25 @@ func (s *Store) Put(collection, id string, v any) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return fmt.Errorf("store document %s/%s: %w", collection, id, err)
 	}
-	if err := replace(path, append(b, '\n')); err != nil {
+	if err := writeFile(path, append(b, '\n'), place); err != nil {
 		return fmt.Errorf("store document %s/%s: %w", collection, id, err)
 	}
 	return nil
 }
 
-// replace makes b the content of path: the old content or the new one is there
-// after a crash, never a mixture.
-func replace(path string, b []byte) error {
+// writeFile makes b the content of path: what was there or b is there after a
+// crash, never a mixture.
+func writeFile(path string, b []byte, place func(from, to string) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // without effect once renamed
+	defer os.Remove(f.Name()) // without effect if place took the name away
 	_, err = f.Write(b)
 	if err := errors.Join(err, f.Chmod(0o640), f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := place(f.Name(), path); err != nil {
 		return err
 	}
 	d, err := os.Open(filepath.Dir(path))

@@ -2,6 +2,8 @@ package state_test
 
 import (
 	"bufio"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,5 +110,20 @@ func TestAliveUntilKilled(t *testing.T) {
 	}
 	if !s.Alive(s.Owner()) {
 		t.Error("this process: got dead, want alive")
+	}
+}
+
+func TestAddTakesANameOnce(t *testing.T) {
+	dir := t.TempDir()
+	a, b := open(t, dir), open(t, dir)
+	if err := a.Add("jobs", "x", doc{1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Add("jobs", "x", doc{2}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("second add: got %v, want fs.ErrExist", err)
+	}
+	got, err := state.All[doc](b, "jobs")
+	if err != nil || got["x"].N != 1 {
+		t.Errorf("document: got %v, %v, want that of the first", got, err)
 	}
 }

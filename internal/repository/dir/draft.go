@@ -14,6 +14,10 @@ import (
 	"github.com/sendense/sendense/internal/repository"
 )
 
+// maxDiskSize is the largest disk in bytes: what an L1 table of 32 MiB describes
+// with clusters of 64 KiB.
+const maxDiskSize = 2 << 50
+
 // draft is a point in the making.
 type draft struct {
 	r      *Repository
@@ -39,7 +43,7 @@ func (r *Repository) Begin(ctx context.Context, o repository.BeginOptions) (repo
 
 func (r *Repository) beginDraft(ctx context.Context, o repository.BeginOptions) (*draft, error) {
 	if err := checkName(o.Name); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", repository.ErrInvalid, err)
 	}
 	if err := r.ReadOnly(); err != nil {
 		return nil, err
@@ -74,7 +78,7 @@ func parseCompress(s string) (image.Compression, int, error) {
 	case name == "zstd" && err == nil && (!found || n >= 1 && n <= 22):
 		return image.Zstd, n, nil
 	}
-	return 0, 0, fmt.Errorf("compression %q is none of zlib, zstd, zstd:1 to zstd:22", s)
+	return 0, 0, fmt.Errorf("%w: compression %q is none of zlib, zstd, zstd:1 to zstd:22", repository.ErrInvalid, s)
 }
 
 func (d *draft) begin() error {
@@ -137,7 +141,10 @@ func (d *draft) addDisk(ctx context.Context, key string, size int64) (*draftDisk
 		return nil, errors.New("the draft is over")
 	}
 	if err := checkKey(key); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", repository.ErrInvalid, err)
+	}
+	if size < 0 || size > maxDiskSize {
+		return nil, fmt.Errorf("%w: a disk of %d bytes", repository.ErrInvalid, size)
 	}
 	index, err := d.index(key)
 	if err != nil {
