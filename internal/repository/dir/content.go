@@ -15,6 +15,7 @@ import (
 const (
 	windowClusters = 16384   // whose digests are compared with the tables at a time
 	pieceBytes     = 1 << 20 // read and hashed at a time by one worker
+	queuedPieces   = 256     // found in the tables and not read yet
 	maxPerFile     = 100     // problems told of one file
 )
 
@@ -47,7 +48,7 @@ type piece struct {
 // content reads all that a file holds, in the order of the disk, on several
 // processors, and compares it with the digests, which have to be of just that.
 func (w *verification) content(ctx context.Context, l layerRef, f *image.File, g *image.Digests) error {
-	c := &contentCheck{f: f, g: g, cs: l.disk.ClusterSize, lax: w.merging(l.disk), pieces: make(chan piece)}
+	c := &contentCheck{f: f, g: g, cs: l.disk.ClusterSize, lax: w.merging(l.disk), pieces: make(chan piece, queuedPieces)}
 	c.read = func(n int64) {
 		c.mu.Lock()
 		w.report.Clusters += n
@@ -57,9 +58,14 @@ func (w *verification) content(ctx context.Context, l layerRef, f *image.File, g
 	eg, gctx := errgroup.WithContext(ctx)
 	for range w.o.Workers {
 		eg.Go(func() error {
-			buf := make([]byte, max(pieceBytes, c.cs))
+			buf, _ := w.buffers.Get().(*[]byte)
+			if buf == nil || int64(len(*buf)) < c.cs {
+				b := make([]byte, max(pieceBytes, c.cs))
+				buf = &b
+			}
+			defer w.buffers.Put(buf)
 			for p := range c.pieces {
-				if err := c.compare(gctx, p, buf); err != nil {
+				if err := c.compare(gctx, p, *buf); err != nil {
 					return err
 				}
 				w.progress.update(func(s *repository.Status) { s.Done += int64(len(p.sums)) * c.cs })

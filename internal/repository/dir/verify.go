@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sendense/sendense/image"
 	"github.com/sendense/sendense/internal/repository"
 )
@@ -41,16 +43,21 @@ func (r *Repository) Verify(ctx context.Context, o repository.VerifyOptions) (*r
 		if err != nil {
 			return nil, fmt.Errorf("verify VM %s: %w", v.id, err)
 		}
-		total.VMs += report.VMs
-		total.Points += report.Points
-		total.Files += report.Files
-		total.Clusters += report.Clusters
-		total.Bytes += report.Bytes
-		total.Omitted += report.Omitted
-		total.Problems = append(total.Problems, report.Problems...)
-		total.Notes = append(total.Notes, report.Notes...)
+		add(total, report)
 	}
 	return total, nil
+}
+
+// add adds what was found in a part to the whole.
+func add(whole, part *repository.Report) {
+	whole.VMs += part.VMs
+	whole.Points += part.Points
+	whole.Files += part.Files
+	whole.Clusters += part.Clusters
+	whole.Bytes += part.Bytes
+	whole.Omitted += part.Omitted
+	whole.Problems = append(whole.Problems, part.Problems...)
+	whole.Notes = append(whole.Notes, part.Notes...)
 }
 
 // progress adds up what was read.
@@ -89,7 +96,8 @@ func (r *Repository) verifyVM(ctx context.Context, v *vmFolder, o repository.Ver
 			}
 			return &repository.Report{}, nil
 		}
-		w := &verification{r: r, v: v, rec: rec, o: o, progress: p, report: &repository.Report{VMs: 1}}
+		w := &verification{r: r, v: v, rec: rec, o: o, progress: p, report: &repository.Report{VMs: 1},
+			reading: new(sync.Mutex), buffers: new(sync.Pool)}
 		if err := w.run(ctx); err != nil {
 			return nil, err
 		}
@@ -107,6 +115,8 @@ type verification struct {
 	o        repository.VerifyOptions
 	progress *progress
 	report   *repository.Report
+	reading  *sync.Mutex // held while the content of a file is read: one file at a time
+	buffers  *sync.Pool  // of *[]byte that pieces are read into
 }
 
 // layerRef is a file to be verified.
@@ -125,12 +135,24 @@ func (w *verification) run(ctx context.Context) error {
 			s.Total += l.disk.DataBytes
 		}
 	})
-	for _, l := range layers {
-		w.progress.update(func(s *repository.Status) { s.File = w.v.file(l.disk.File) })
-		if err := w.layer(ctx, l); err != nil {
-			return err
-		}
-		w.report.Files++
+	// While one file is read the tables and digests of the next are looked at, so
+	// that many small files keep all processors busy too.
+	reports := make([]repository.Report, len(layers))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2)
+	for i, l := range layers {
+		g.Go(func() error {
+			one := *w
+			one.report = &reports[i]
+			return one.layer(gctx, l)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i := range reports {
+		reports[i].Files = 1
+		add(w.report, &reports[i])
 	}
 	return w.look()
 }
@@ -207,6 +229,9 @@ func (w *verification) layer(ctx context.Context, l layerRef) error {
 	if hexSum(g.Summary().Sum) != l.disk.DigestsSum && !w.merging(l.disk) {
 		w.problem(ctx, l, -1, "its digests are not those that were recorded when it was committed")
 	}
+	w.reading.Lock()
+	defer w.reading.Unlock()
+	w.progress.update(func(s *repository.Status) { s.File = w.v.file(l.disk.File) })
 	return w.content(ctx, l, f, g)
 }
 
