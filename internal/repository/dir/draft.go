@@ -189,7 +189,7 @@ func (d *draft) index(key string) (int, error) {
 func (d *draft) build(ctx context.Context, x *draftDisk) error {
 	co := image.CreateOptions{Size: x.out.Size, Compression: d.kind}
 	wo := image.WriterOptions{CompressionLevel: d.level}
-	io := image.IngestOptions{Compress: d.o.Compress != ""}
+	in := image.IngestOptions{Compress: d.o.Compress != ""}
 	if d.parent != nil && d.parent.disk(x.out.Index) != nil {
 		p := d.parent.disk(x.out.Index)
 		c, err := d.openParent(p)
@@ -199,7 +199,7 @@ func (d *draft) build(ctx context.Context, x *draftDisk) error {
 		x.parent = c
 		x.out.Kind, x.out.Parent, x.out.ClusterSize = repository.Incremental, p.File, p.ClusterSize
 		co.BackingFile, co.BackingFormat = filepath.Base(p.File), "qcow2"
-		wo.Backing, io.Parent, io.ParentDigests = c.chain, c.chain, c.digests
+		wo.Backing, in.Parent, in.ParentDigests = c.chain, c.chain, c.digests
 	}
 	co.ClusterSize = x.out.ClusterSize
 	name := stem(d.o.Name, x.out.Index, x.out.Kind, d.point)
@@ -212,7 +212,7 @@ func (d *draft) build(ctx context.Context, x *draftDisk) error {
 	if x.w, err = image.OpenWriter(x.path, wo); err != nil {
 		return err
 	}
-	x.in, err = image.NewIngest(ctx, x.w, io)
+	x.in, err = image.NewIngest(ctx, x.w, in)
 	return err
 }
 
