@@ -3,7 +3,9 @@ package nbdserver_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"runtime"
 	"sync"
@@ -114,7 +116,15 @@ func TestShutdownIsBoundedByTheGracePeriod(t *testing.T) {
 	if err := s.stop(); err != nil {
 		t.Errorf("serve: got %v", err)
 	}
-	c.closed()
+	// The write may be answered with an error before the connection ends, and with
+	// nothing else.
+	rest, err := io.ReadAll(c.conn)
+	if isTimeout(err) {
+		t.Errorf("connection: got %v, want it closed", err)
+	}
+	if len(rest) != 0 && (len(rest) != 16 || binary.BigEndian.Uint32(rest[4:]) == 0) {
+		t.Errorf("answer to a write that was given up: got %x, want none or an error", rest)
+	}
 }
 
 func TestShutdownDuringTheHandshake(t *testing.T) {
@@ -251,8 +261,13 @@ func TestFlushCoversWhatWasAnsweredBefore(t *testing.T) {
 
 func TestConnectionLimits(t *testing.T) {
 	s := serve(t, nbdserver.Options{MaxConns: 2}, export("", blocktest.NewMemory(1<<20)))
-	a := attach(t, s.addr, "", simple)
-	attach(t, s.addr, "", simple)
+	a, b := attach(t, s.addr, "", simple), attach(t, s.addr, "", simple)
+	for _, c := range []*client{a, b} {
+		// Who is served has left the handshake for certain.
+		if r := c.do(cmdRead, 0, 0, 512, nil); r.errno != 0 {
+			t.Fatalf("read: got error %d", r.errno)
+		}
+	}
 	c := connect(t, s.addr)
 	if got := c.option(optGo, infoData(""))[0]; got.kind != repPolicy {
 		t.Errorf("third client: got %#x, want %#x", got.kind, uint32(repPolicy))
