@@ -84,6 +84,18 @@ func TestWatchingAJobDoesNotCancelIt(t *testing.T) {
 	}
 }
 
+func TestADraftMayBeGivenUpWithoutAReason(t *testing.T) {
+	c := connect(t)
+	d := begin(t, c.Client)
+	if err := d.Abort(t.Context(), nil); err != nil {
+		t.Fatalf("abort: %v", err)
+	}
+	j, err := c.Wait(t.Context(), d.JobID(), nil)
+	if j.State != appliance.JobCancelled || j.Error == nil || j.Error.Msg == "" || j.Error.Hint == "" {
+		t.Errorf("job: got %s %+v (%v), want cancelled, with a sentence and a hint", j.State, j.Error, err)
+	}
+}
+
 func TestDigestsAreComparedWithTheParent(t *testing.T) {
 	c := connect(t)
 	d := begin(t, c.Client)

@@ -154,12 +154,19 @@ func (d *draft) Commit(ctx context.Context, r capture.Result) error {
 	return d.c.call(ctx, "POST", d.path("/commit"), appliance.CommitRequest{Config: r.Config, Disks: r.Disks}, nil)
 }
 
+// givenUp is the reason of a draft that is aborted without one.
+var givenUp = &appliance.Error{Code: appliance.CodeCancelled, Msg: "The capture agent gave the backup up.",
+	Hint: "Start it again when you want it."}
+
 func (d *draft) Abort(ctx context.Context, why error) error {
 	defer d.release()
 	if d.ended() != nil {
 		return nil // the appliance was first
 	}
 	e := appliance.AsError(why)
+	if e == nil {
+		e = givenUp
+	}
 	err := d.c.call(ctx, "POST", d.path("/abort"), api.AbortRequest{Code: e.Code, Reason: e.Error(), Hint: e.Hint}, nil)
 	var gone *appliance.Error
 	if errors.As(err, &gone) && gone.Code == appliance.CodeNotFound {
