@@ -57,7 +57,7 @@ func TestOneFlippedBitIsFound(t *testing.T) {
 	if j.State != appliance.JobFailed || j.Error == nil || j.Error.Code != appliance.CodeCorrupt || j.Error.Hint == "" {
 		t.Fatalf("job: got %s (%+v), want failed for corruption, with a hint", j.State, j.Error)
 	}
-	for _, word := range []string{"web1", "vda", ids[0], "cluster 20"} {
+	for _, word := range []string{"A problem was found: VM ", "web1", "vda", ids[0], "cluster 20"} {
 		if !strings.Contains(j.Error.Msg, word) {
 			t.Errorf("error: got %q, want it to name %q", j.Error.Msg, word)
 		}

@@ -48,8 +48,11 @@ func (a *Appliance) Verify(ctx context.Context, r VerifyRequest) (Job, error) {
 		a.opts.Metrics.verified(report)
 		if !report.OK() {
 			p := report.Problems[0]
-			err = &Error{Code: CodeCorrupt, Msg: sentence(fmt.Sprintf("%d problems were found; the first: %s",
-				int64(len(report.Problems))+report.Omitted, p)), Hint: p.Hint}
+			found := fmt.Sprintf("A problem was found: %s", p)
+			if n := int64(len(report.Problems)) + report.Omitted; n > 1 {
+				found = fmt.Sprintf("%d problems were found; the first: %s", n, p)
+			}
+			err = &Error{Code: CodeCorrupt, Msg: sentence(found), Hint: p.Hint}
 		}
 		return report, err
 	})

@@ -39,7 +39,7 @@ func (r *Report) OK() bool { return len(r.Problems) == 0 }
 // Problem is one piece of damage.
 type Problem struct {
 	VM      VMID    `json:"vm"`
-	Name    string  `json:"name"`            // of the machine
+	Name    string  `json:"name"`            // of the machine, "" if unknown
 	Point   PointID `json:"point,omitempty"` // that holds the damaged file
 	Disk    string  `json:"disk,omitempty"`  // key
 	File    string  `json:"file"`            // inside the machine's folder
@@ -54,7 +54,10 @@ type Problem struct {
 
 // String returns the problem as a line for people.
 func (p Problem) String() string {
-	s := fmt.Sprintf("VM %s (%s)", p.VM, p.Name)
+	s := fmt.Sprintf("VM %s", p.VM)
+	if p.Name != "" {
+		s += fmt.Sprintf(" (%s)", p.Name)
+	}
 	if p.Point != "" {
 		s += fmt.Sprintf(", point %s", p.Point)
 	}

@@ -266,8 +266,10 @@ func TestOneDamagedRecordHidesNoOther(t *testing.T) {
 				if !errors.Is(err, want) {
 					t.Errorf("verify: got %v, want %v", err, want)
 				}
-			} else if err != nil || report.OK() {
+			} else if err != nil || len(report.Problems) != 1 {
 				t.Errorf("verify: got %+v (%v), want a problem", report, err)
+			} else if p := report.Problems[0]; strings.Count(p.String(), "VM ") != 1 || strings.Count(p.String(), path) != 1 || p.Affected == nil {
+				t.Errorf("problem: got %q affecting %v, want VM and file named once, and a list", p, p.Affected)
 			}
 		})
 	}

@@ -81,11 +81,12 @@ func (r *Repository) verifyVM(ctx context.Context, v *vmFolder, o repository.Ver
 	for try := 0; ; try++ {
 		rec, before, err := loadRecord(v.metadata(), v.id)
 		if err != nil {
-			if !errors.Is(err, repository.ErrCorrupt) {
+			var damage *repository.CorruptError
+			if !errors.As(err, &damage) {
 				return nil, err
 			}
 			return &repository.Report{VMs: 1, Problems: []repository.Problem{{
-				VM: v.id, File: metadataName, Cluster: -1, Off: -1, What: err.Error(),
+				VM: v.id, File: metadataName, Cluster: -1, Off: -1, What: damage.Err.Error(), Affected: []repository.PointID{},
 				Hint: "The files of its points are not concerned: each opens with qemu-img. Put back a copy of " +
 					metadataName + ", or save the points that you need with qemu-img convert.",
 			}}}, nil
