@@ -33,6 +33,7 @@ type conn struct {
 	w        wire
 	gate     *gate
 	out      outbox
+	pipes    chan struct{}  // a token for each pipe in use
 	wg       sync.WaitGroup // requests being worked on, and writers
 	stopping atomic.Bool    // no new requests are taken
 	errors   atomic.Int64   // requests that the device refused
@@ -55,6 +56,7 @@ func serveSession(ctx context.Context, s *Server, sess *session, log *slog.Logge
 		log:      log,
 		w:        newWire(sess.conn, s.opt.IdleTimeout),
 		gate:     newGate(s.opt.MaxRequest),
+		pipes:    make(chan struct{}, connPipes),
 	}
 	c.out.c = c
 	switch {
@@ -125,12 +127,54 @@ func (c *conn) fail(err error) {
 func (c *conn) finish(f *frame) {
 	c.srv.buffers.put(f.buf)
 	if f.pipe != nil {
-		c.srv.pipes.put(f.pipe)
+		c.putPipe(f.pipe)
 	}
 	f.bufs, f.buf, f.pipe = nil, nil, nil
 	if f.last {
 		c.leave(f.held)
 	}
+}
+
+// connPipes is how many pipes one connection uses at a time: enough for some to be
+// filled while one is sent, and few enough that clients which do not take their
+// replies leave pipes for others.
+const connPipes = 4
+
+// pipeNow returns an empty pipe, or nil if none can be had at once.
+func (c *conn) pipeNow() *pipe {
+	select {
+	case c.pipes <- struct{}{}:
+		return c.pooledPipe()
+	default:
+		return nil
+	}
+}
+
+// waitPipe waits until the connection's replies move on, where they hold all the
+// pipes that it may use. It returns nil if ctx ends, or if other connections hold
+// all of the server's: they are not waited for.
+func (c *conn) waitPipe(ctx context.Context) *pipe {
+	select {
+	case c.pipes <- struct{}{}:
+		return c.pooledPipe()
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// pooledPipe takes a pipe for the token that the caller put into pipes.
+func (c *conn) pooledPipe() *pipe {
+	p := c.srv.pipes.get()
+	if p == nil {
+		<-c.pipes
+	}
+	return p
+}
+
+// putPipe gives back a pipe.
+func (c *conn) putPipe(p *pipe) {
+	c.srv.pipes.put(p)
+	<-c.pipes
 }
 
 // leave ends a request's stay at the gate. A reader that is to stop waits for the

@@ -15,8 +15,10 @@ import (
 // while raw holds it, so that a file closed beneath a transfer gives an error
 // and never another file's content.
 type file struct {
-	raw      syscall.RawConn
-	noNowait atomic.Bool // the file system cannot read without waiting
+	raw         syscall.RawConn
+	resident    bool        // it is in memory, whatever the page cache says
+	noNowait    atomic.Bool // the file system cannot read without waiting
+	noCachestat atomic.Bool // the kernel does not tell what is in page cache
 }
 
 // nowait reads from page cache, without ever waiting for a disk. The zero value
@@ -28,6 +30,11 @@ type nowait struct {
 	n     int
 	errno syscall.Errno
 	call  func(fd uintptr)
+
+	want   int64
+	within unix.CachestatRange
+	cached unix.Cachestat_t
+	stat   func(fd uintptr)
 }
 
 // read fills p from f if all of it is in page cache, and reports whether it did.
@@ -64,12 +71,29 @@ func (w *nowait) preadv2(fd uintptr) {
 	}
 }
 
-// probeStep is how far apart the bytes are by which a range is judged. Page
-// cache fills and empties in runs; a miss in between costs time, not truth.
+// probeStep is how far apart the bytes are by which a range is judged where the
+// kernel cannot be asked. Page cache fills and empties in runs; a miss in between
+// costs time, not truth.
 const probeStep = 64 << 10
 
 // hot reports whether a range of f seems to be in page cache.
 func (w *nowait) hot(f *file, off, n int64) bool {
+	if f.resident {
+		return true
+	}
+	if !f.noCachestat.Load() {
+		w.off, w.want = off, n
+		if w.stat == nil {
+			w.stat = w.cachestat
+		}
+		if err := f.raw.Control(w.stat); err != nil {
+			return false
+		}
+		if w.errno == 0 {
+			return w.cached.Cache >= uint64(pages(off, n))
+		}
+		f.noCachestat.Store(true)
+	}
 	var b [1]byte
 	for at := off; at < off+n-1; at += probeStep {
 		if !w.read(f, b[:], at) {
@@ -77,6 +101,20 @@ func (w *nowait) hot(f *file, off, n int64) bool {
 		}
 	}
 	return w.read(f, b[:], off+n-1)
+}
+
+// cachestat counts the pages of a range that are in page cache, without touching
+// what is in them. Linux has it since 6.5, for files that the process owns or may
+// write.
+func (w *nowait) cachestat(fd uintptr) {
+	w.within = unix.CachestatRange{Off: uint64(w.off), Len: uint64(w.want)}
+	_, _, w.errno = syscall.RawSyscall6(unix.SYS_CACHESTAT, fd, uintptr(unsafe.Pointer(&w.within)),
+		uintptr(unsafe.Pointer(&w.cached)), 0, 0, 0)
+}
+
+// prefetch has the kernel begin to read a range into page cache.
+func (f *file) prefetch(off, n int64) error {
+	return f.raw.Control(func(fd uintptr) { _ = unix.Fadvise(int(fd), off, n, unix.FADV_WILLNEED) }) // advice
 }
 
 // newZeroFile returns a file of n bytes of zeroes that takes no space, so that
@@ -96,7 +134,7 @@ func newZeroFile(n int64) (*file, error) {
 		f.Close()
 		return nil, err
 	}
-	return &file{raw: raw}, nil
+	return &file{raw: raw, resident: true}, nil
 }
 
 // pipe carries replies to a socket: headers are copied into it, file content is

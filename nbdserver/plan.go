@@ -135,3 +135,10 @@ func (pl *plan) fill(p *pipe, c *conn, req *request, i int, done bool) error {
 	}
 	return nil
 }
+
+// prefetch has the disk work on pt's data, which is not waited for.
+func (pl *plan) prefetch(pt *part) {
+	for _, p := range pl.pieces[pt.from:pt.to] {
+		_ = p.f.prefetch(p.off, p.n) // advice: a file that is gone is reported when it is read
+	}
+}

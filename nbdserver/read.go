@@ -120,18 +120,18 @@ func (r *reader) readLarge(req *request, locs []block.Location) (bool, error) {
 	if !r.plan.make(c, req, locs) || !r.hot() {
 		return false, nil
 	}
-	p := c.srv.pipes.get()
+	p := c.pipeNow()
 	if p == nil {
 		return false, nil
 	}
 	if err := r.fillNow(p, req); err != nil {
 		// Nothing was sent: a task tries again, and reports.
 		p.dirty = true
-		c.srv.pipes.put(p)
+		c.putPipe(p)
 		return false, nil
 	}
 	if err := r.flush(); err != nil {
-		c.srv.pipes.put(p)
+		c.putPipe(p)
 		return false, err
 	}
 	c.observe(req, 0)

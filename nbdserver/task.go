@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sendense/sendense/block"
 )
 
@@ -36,7 +34,7 @@ func (t *task) read(ctx context.Context) {
 // be sent. After the last part, or an error, that is nothing.
 func (t *task) readPart(ctx context.Context, f *frame, pl *plan, i int, last bool) (*frame, error) {
 	pt := &pl.parts[i]
-	f = t.pipeFor(f, pt)
+	f = t.pipeFor(ctx, f, pl, pt)
 	if f == nil {
 		return nil, t.copyPart(ctx, pt, last)
 	}
@@ -56,7 +54,7 @@ func (t *task) readPart(ctx context.Context, f *frame, pl *plan, i int, last boo
 
 // pipeFor returns a frame with a pipe that has room for pt: f, or a new one when
 // f is sent for being full. It returns nil where pt has to be copied.
-func (t *task) pipeFor(f *frame, pt *part) *frame {
+func (t *task) pipeFor(ctx context.Context, f *frame, pl *plan, pt *part) *frame {
 	c := t.c
 	if pt.kind != partOpaque && f != nil && f.pipe.fits(pt.slots) {
 		return f
@@ -67,12 +65,16 @@ func (t *task) pipeFor(f *frame, pt *part) *frame {
 	if !c.w.zeroCopy() || pt.kind != partFiles || t.n <= smallRead {
 		return nil
 	}
-	p := c.srv.pipes.get()
+	p := c.pipeNow()
+	if p == nil {
+		pl.prefetch(pt)
+		p = c.waitPipe(ctx)
+	}
 	if p == nil {
 		return nil
 	}
 	if !p.fits(pt.slots) {
-		c.srv.pipes.put(p)
+		c.putPipe(p)
 		return nil
 	}
 	return &frame{pipe: p}
@@ -150,8 +152,7 @@ func (c *conn) cache(ctx context.Context, off, n int64) error {
 		if err != nil {
 			return err
 		}
-		err = f.raw.Control(func(fd uintptr) { unix.Fadvise(int(fd), l.Off, l.Len, unix.FADV_WILLNEED) })
-		if err != nil {
+		if err := f.prefetch(l.Off, l.Len); err != nil {
 			return err
 		}
 	}

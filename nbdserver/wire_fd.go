@@ -20,7 +20,7 @@ const patience = 50 * time.Millisecond
 // unixSendBuffer is the size asked for the send buffer of a unix socket: room for
 // some replies, so that the writer sleeps once where it would sleep a dozen
 // times. TCP sizes its buffers by itself.
-const unixSendBuffer = 512 << 10
+const unixSendBuffer = 2 << 20
 
 // fdWire is a wire over a socket, by system calls of its own.
 //

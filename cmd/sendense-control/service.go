@@ -105,10 +105,10 @@ func sumUp(p appliance.Point) sums {
 	return s
 }
 
-// ratio is what compression gained for a point.
+// ratio is what compression gained for a point, if it did.
 func ratio(u repository.Usage, id repository.PointID) string {
 	for _, p := range u.Points {
-		if p.Point == id && p.DataBytes > 0 {
+		if p.Point == id && p.Ratio > 1 {
 			return fmt.Sprintf("%.2f", p.Ratio)
 		}
 	}

@@ -142,9 +142,9 @@ type PointUsage struct {
 	Point        PointID `json:"point"`
 	VirtualBytes int64   `json:"virtual_bytes"` // lengths of its disks
 	DataBytes    int64   `json:"data_bytes"`    // data of its own, as the guest sees them
-	StoredBytes  int64   `json:"stored_bytes"`  // of them in the files, as stored
-	FileBytes    int64   `json:"file_bytes"`    // what its files take, with digests
-	// Ratio is DataBytes by StoredBytes: what compression gains. 1 if there are no
-	// data.
+	StoredBytes  int64   `json:"stored_bytes"`  // what those take in the files, without tables; less if compressed
+	FileBytes    int64   `json:"file_bytes"`    // what its files take, with tables and digests
+	// Ratio is DataBytes by StoredBytes: what compression gains. 1 if nothing is
+	// compressed, or there are no data.
 	Ratio float64 `json:"ratio"`
 }

@@ -304,3 +304,21 @@ func TestForeignFilesAreReportedAndLeftAlone(t *testing.T) {
 		t.Errorf("verify: got %+v (%v), want notes", report, err)
 	}
 }
+
+func TestDamagedFilesAreMeasuredAsFarAsTheyGo(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"missing": os.Remove,
+		"cut":     func(path string) error { return os.Truncate(path, 100) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, folder, points := damaged(t)
+			if err := damage(filepath.Join(folder, points[1].Disks[0].File)); err != nil {
+				t.Fatal(err)
+			}
+			u, err := r.Usage(t.Context(), repositorytest.Web)
+			if err != nil || len(u.Points) != 3 || u.Points[1].DataBytes != 2*4096 || u.Points[1].Ratio != 1 {
+				t.Errorf("usage: got %+v (%v), want all points, the damaged one as recorded", u, err)
+			}
+		})
+	}
+}

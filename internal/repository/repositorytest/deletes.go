@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/internal/repository"
 )
 
@@ -144,6 +145,53 @@ func testUsage(t *testing.T, m *Model) {
 	}
 	if u.Points[0].DataBytes != 61*ClusterSize {
 		t.Errorf("data of the full: got %d, want %d", u.Points[0].DataBytes, 61*ClusterSize)
+	}
+}
+
+func testRatio(t *testing.T, m *Model) {
+	ctx := t.Context()
+	word, noise := bytes.Repeat([]byte("sendense"), 20*ClusterSize/8), make([]byte, 20*ClusterSize)
+	for i := range noise {
+		noise[i] = byte(m.rnd.Uint32())
+	}
+	for _, tt := range []struct {
+		name     string
+		compress string
+		content  []byte
+		atLeast  float64 // 1: exactly that
+	}{
+		{"plain", "", word, 1},
+		{"compressed", "zstd", word, 5},
+		{"compressed in the older way", "zlib", word, 5},
+		{"compressed to no avail", "zstd", noise, 1},
+		{"half of it compressed", "zstd", append(bytes.Clone(word), noise...), 1.5},
+		{"nothing", "zstd", nil, 1},
+	} {
+		d, err := m.Repository.Begin(ctx, repository.BeginOptions{VM: Web, Name: "web", Full: true, Compress: tt.compress, ClusterSize: ClusterSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := d.AddDisk(ctx, "vda", 100*ClusterSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := block.Write(ctx, x.Device(), tt.content, 7*ClusterSize); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Commit(ctx, repository.PointInfo{}); err != nil {
+			t.Fatal(err)
+		}
+		u, err := m.Repository.Usage(ctx, Web)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := u.Points[len(u.Points)-1]
+		if p.DataBytes != int64(len(tt.content)) || p.StoredBytes > p.DataBytes || p.StoredBytes >= p.FileBytes {
+			t.Errorf("%s: got %+v, want %d bytes of data, no more stored, and more in the files", tt.name, p, len(tt.content))
+		}
+		if tt.atLeast == 1 && p.Ratio != 1 || p.Ratio < tt.atLeast || p.Ratio > 1 && p.Ratio != float64(p.DataBytes)/float64(p.StoredBytes) {
+			t.Errorf("%s: got a ratio of %v (%+v), want %v", tt.name, p.Ratio, p, tt.atLeast)
+		}
 	}
 }
 

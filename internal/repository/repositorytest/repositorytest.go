@@ -59,6 +59,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"all points are deleted", testDeleteAll},
 		{"readers go on while points are deleted", testReadersGoOn},
 		{"usage adds up", testUsage},
+		{"the ratio is what compression gains", testRatio},
 		{"anything in any order", testRandom},
 	} {
 		t.Run(part.name, func(t *testing.T) {
