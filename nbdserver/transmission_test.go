@@ -368,39 +368,6 @@ func TestErrorInTheMiddleOfARead(t *testing.T) {
 // opaque hides where the bytes of a device lie.
 type opaque struct{ block.Device }
 
-func TestTruncatedFileGivesAnErrorAndNoGarbage(t *testing.T) {
-	for _, st := range styles {
-		t.Run(st.name, func(t *testing.T) {
-			content := bytes.Repeat([]byte{7}, 4<<20)
-			raw := newRawFile(t, content)
-			s := serve(t, nbdserver.Options{}, export("", raw))
-			c := attach(t, s.addr, "", st.style)
-			if err := raw.f.Truncate(2<<20 + 1000); err != nil {
-				t.Fatal(err)
-			}
-			for _, n := range []uint64{4096, 256 << 10, 2 << 20} {
-				if got := c.do(cmdRead, 0, 2<<20, n, nil).errno; got != eIO {
-					t.Errorf("read %d behind the end of the file: got error %d, want %d", n, got, eIO)
-				}
-			}
-			equal(t, "read before the end", c.do(cmdRead, 0, 0, 2<<20, nil).data, content[:2<<20])
-		})
-	}
-}
-
-func TestClosedFileGivesAnError(t *testing.T) {
-	raw := newRawFile(t, make([]byte, 1<<20))
-	s := serve(t, nbdserver.Options{}, export("", raw))
-	c := attach(t, s.addr, "", structured)
-	c.do(cmdRead, 0, 0, 256<<10, nil)
-	raw.f.Close()
-	for _, n := range []uint64{512, 256 << 10} {
-		if got := c.do(cmdRead, 0, 0, n, nil).errno; got != eShutdown {
-			t.Errorf("read %d: got error %d, want %d", n, got, eShutdown)
-		}
-	}
-}
-
 func TestDeviceThatMisbehaves(t *testing.T) {
 	for name, d := range map[string]block.Device{
 		"panics in locate":     &rogue{locate: func(off, n int64) []block.Location { panic("oh no") }},
