@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
-	"github.com/sendense/sendense/block"
+	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/image"
 	"github.com/sendense/sendense/internal/cli"
 	"github.com/spf13/cobra"
@@ -21,26 +21,19 @@ func imageInfo(p *cli.Program) *cobra.Command {
 	chain := false
 	c := &cobra.Command{
 		Use: "info FILE...", Short: "Describe image files", Args: cobra.MinimumNArgs(1),
-		Long: "Describe image files. With --json the result is an array with an object for each file.",
+		Long: "Describe image files. With --json the result is an array with an object for each file.\n" +
+			"A file that cannot be read is told as an error beside what the others are.",
 		RunE: func(c *cobra.Command, args []string) error {
 			infos := []image.Info{}
-			for _, path := range args {
-				files, err := []string{path}, error(nil)
-				if chain {
-					files, err = chainFiles(path)
-				}
-				for _, f := range files {
-					var i image.Info
-					if i, err = image.ReadInfo(f); err != nil {
-						break
-					}
-					infos = append(infos, i)
-				}
-				if err != nil {
-					return explain(path, err)
-				}
+			unread := eachFile(c.Context(), args, func(path string) error {
+				more, err := readInfos(path, chain)
+				infos = append(infos, more...)
+				return err
+			})
+			if unread != nil && len(infos) == 0 {
+				return unread
 			}
-			return p.Print(c, infos, func(w io.Writer) {
+			err := p.Print(c, infos, func(w io.Writer) {
 				for n, i := range infos {
 					if n > 0 {
 						fmt.Fprintln(w)
@@ -48,10 +41,44 @@ func imageInfo(p *cli.Program) *cobra.Command {
 					printInfo(w, i)
 				}
 			})
+			return errors.Join(err, unread)
 		},
 	}
 	c.Flags().BoolVar(&chain, "backing-chain", false, "describe all files that back it, too")
 	return c
+}
+
+// eachFile calls fn for each path. A file that cannot be read hides nothing of the
+// others: the error is about the first of those.
+func eachFile(ctx context.Context, paths []string, fn func(path string) error) error {
+	var first error
+	for _, path := range paths {
+		err := fn(path)
+		if ctx.Err() != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		if err != nil && first == nil {
+			first = appliance.AsError(explain(path, err))
+		}
+	}
+	return first
+}
+
+// readInfos describes an image, and with chain what backs it.
+func readInfos(path string, chain bool) ([]image.Info, error) {
+	files, err := []string{path}, error(nil)
+	if chain {
+		files, err = chainFiles(path)
+	}
+	var infos []image.Info
+	for _, f := range files {
+		i, err := image.ReadInfo(f)
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, i)
+	}
+	return infos, err
 }
 
 // chainFiles returns the files of the chain of an image, top first.
@@ -126,14 +153,15 @@ type checked struct {
 func imageCheck(p *cli.Program) *cobra.Command {
 	return &cobra.Command{
 		Use: "check FILE...", Short: "Check the structure of QCOW2 files", Args: cobra.MinimumNArgs(1),
-		Long: "Check that the tables and refcounts of QCOW2 files agree. Nothing is changed.\n" +
+		Long: "Check that the tables and refcounts of QCOW2 files agree. Nothing is changed. With --json the result is an array\n" +
+			"with an object for each file. A file that cannot be read is told as an error beside what was found in the others.\n" +
 			"The exit code is 5 if data are at risk. Leaked clusters, which take space and do no harm, are told and do not count.",
 		RunE: func(c *cobra.Command, args []string) error {
 			all, corrupt := []checked{}, false
-			for _, path := range args {
+			unread := eachFile(c.Context(), args, func(path string) error {
 				r, err := image.Check(c.Context(), path)
 				if err != nil {
-					return explain(path, err)
+					return err
 				}
 				k := checked{Path: path, Clean: r.Clean(), Corruptions: r.Corruptions, Leaks: r.Leaks, Unexplained: r.Unexplained,
 					Stored: r.Stored, Compressed: r.Compressed, Zeroed: r.Zeroed, Clusters: r.Clusters, End: r.End}
@@ -141,16 +169,20 @@ func imageCheck(p *cli.Program) *cobra.Command {
 					k.Problems = append(k.Problems, e.String())
 				}
 				all, corrupt = append(all, k), corrupt || r.Corruptions > 0
+				return nil
+			})
+			if unread != nil && len(all) == 0 {
+				return unread
 			}
 			err := p.Print(c, all, func(w io.Writer) {
 				for _, k := range all {
 					printCheck(w, k)
 				}
 			})
-			if err == nil && corrupt {
-				return cli.ErrFound
+			if corrupt {
+				unread = errors.Join(unread, cli.ErrFound)
 			}
-			return err
+			return errors.Join(err, unread)
 		},
 	}
 }
@@ -169,114 +201,6 @@ func printCheck(w io.Writer, k checked) {
 	}
 	fmt.Fprintf(w, "; %d of %d clusters stored, %d of them compressed, %d zeroed\n",
 		k.Stored+k.Compressed, k.Clusters, k.Compressed, k.Zeroed)
-}
-
-// mapped is one range of image map.
-type mapped struct {
-	Start  int64  `json:"start"`            // guest bytes
-	Length int64  `json:"length"`           // bytes
-	Depth  int    `json:"depth"`            // 0 for the file itself; -1 where no file holds the range
-	Kind   string `json:"kind"`             // "stored", "compressed", "zeroed", "absent"
-	File   string `json:"file,omitempty"`   // that holds it
-	Offset *int64 `json:"offset,omitempty"` // in the file, of what is stored as it is
-}
-
-func imageMap(p *cli.Program) *cobra.Command {
-	format := ""
-	c := &cobra.Command{
-		Use: "map FILE", Short: "Tell which file of a chain holds what", Args: cobra.ExactArgs(1),
-		Long: "Tell which file of a chain holds which range of the disk, and where. With --json the result is an array with an object\n" +
-			"for each range. Ranges that no file holds are left out of the table.",
-		RunE: func(c *cobra.Command, args []string) (err error) {
-			ch, err := image.OpenChain(args[0], image.ChainOptions{Format: format})
-			if err != nil {
-				return explain(args[0], err)
-			}
-			defer ch.Close()
-			w, n := c.OutOrStdout(), 0
-			row := func(m mapped) error { return printMapped(w, m) }
-			if p.JSON {
-				row = func(m mapped) error {
-					b, err := json.Marshal(m)
-					if err != nil {
-						return err
-					}
-					sep := ",\n"
-					if n == 0 {
-						sep = "["
-					}
-					n++
-					_, err = fmt.Fprintf(w, "%s%s", sep, b)
-					return err
-				}
-			} else {
-				fmt.Fprintf(w, "%-16s %-16s %-16s %-10s %s\n", "START", "LENGTH", "OFFSET", "KIND", "FILE")
-			}
-			if err := eachMapped(c.Context(), ch, row); err != nil {
-				return explain(args[0], err)
-			}
-			if p.JSON {
-				if n == 0 {
-					fmt.Fprint(w, "[")
-				}
-				fmt.Fprintln(w, "]")
-			}
-			return nil
-		},
-	}
-	c.Flags().StringVar(&format, "format", "", "`format` of the file: qcow2 or raw (found out by default)")
-	return c
-}
-
-func printMapped(w io.Writer, m mapped) error {
-	if m.Depth < 0 {
-		return nil
-	}
-	off := ""
-	if m.Offset != nil {
-		off = fmt.Sprintf("%#x", *m.Offset)
-	}
-	_, err := fmt.Fprintf(w, "%-#16x %-#16x %-16s %-10s %s\n", m.Start, m.Length, off, m.Kind, m.File)
-	return err
-}
-
-// eachMapped calls fn for all ranges of the disk, in order; what is stored is
-// divided where it does not lie in one piece in its file.
-func eachMapped(ctx context.Context, ch *image.Chain, fn func(mapped) error) error {
-	var locs []block.Location
-	for off := int64(0); off < ch.Size(); {
-		sources, err := ch.Sources(ctx, off, ch.Size()-off)
-		if err != nil {
-			return err
-		}
-		for _, s := range sources {
-			m := mapped{Start: s.Off, Length: s.Len, Depth: s.Layer, Kind: s.Content.String()}
-			if s.Layer >= 0 {
-				m.File = ch.Layers()[s.Layer].Path
-			}
-			off = s.End()
-			if s.Content != image.Stored {
-				if err := fn(m); err != nil {
-					return err
-				}
-				continue
-			}
-			if locs, err = ch.Locate(ctx, locs[:0], s.Off, s.Len); err != nil {
-				return err
-			}
-			for _, l := range locs {
-				m.Length, m.Offset = l.Len, nil
-				if l.Kind == block.InFile {
-					m.Offset = &l.Off
-				}
-				if err := fn(m); err != nil {
-					return err
-				}
-				m.Start += l.Len
-			}
-		}
-	}
-	return nil
 }
 
 // comparison is the result of image compare.

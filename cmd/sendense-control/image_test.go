@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -156,5 +157,50 @@ func TestCompare(t *testing.T) {
 	r := call(t, "image", "compare", "--json", chain[2], longer)
 	if got := decode[result](t, r); r.code != 5 || got.Equal || got.First != nil || got.Sizes[1] != 65<<20 {
 		t.Errorf("another size: got %+v, want that", r)
+	}
+}
+
+func TestSeveralFilesAtOnce(t *testing.T) {
+	chain := newChain(t)
+	a, b, gone := chain[0], chain[2], filepath.Join(t.TempDir(), "gone.qcow2")
+	for _, command := range []string{"info", "check", "map"} {
+		t.Run(command, func(t *testing.T) {
+			one, other := call(t, "image", command, a), call(t, "image", command, b)
+			both := call(t, "image", command, a, b)
+			if both.code != 0 || !strings.Contains(both.stdout, one.stdout) || !strings.Contains(both.stdout, other.stdout) ||
+				strings.Index(both.stdout, a) > strings.Index(both.stdout, one.stdout)+len(a)+10 {
+				t.Errorf("text: got %+v, want that of each, under its name", both)
+			}
+			// What cannot be read hides nothing else.
+			some := call(t, "image", command, gone, a, gone, b)
+			if some.code != 3 || some.stdout != both.stdout || strings.Count(some.stderr, "sendense-control: ") != 1 || !strings.Contains(some.stderr, "gone.qcow2") {
+				t.Errorf("text with files that are missing: got %+v, want that of the others, and an error", some)
+			}
+			array := decode[[]map[string]any](t, call(t, "image", command, "--json", a, b))
+			if len(array) != 2 || array[0]["path"] != a || array[1]["path"] != b {
+				t.Errorf("JSON: got %v, want an object for each", array)
+			}
+			some = call(t, "image", command, "--json", a, gone, b)
+			if got := decode[[]map[string]any](t, some); len(got) != 2 || some.code != 3 || !strings.Contains(some.stderr, `"not_found"`) {
+				t.Errorf("JSON with a file that is missing: got %+v, want that of the others, and an error", some)
+			}
+		})
+	}
+	type ranges []struct{ Start, Length int64 }
+	one := decode[ranges](t, call(t, "image", "map", "--json", a))
+	several := decode[[]struct{ Ranges ranges }](t, call(t, "image", "map", "--json", b, a))
+	if len(one) == 0 || !slices.Equal(several[1].Ranges, one) || len(several[0].Ranges) == 0 {
+		t.Errorf("ranges: got %v, want those of each file", several)
+	}
+}
+
+func TestDamageIsToldBesideFilesThatAreMissing(t *testing.T) {
+	chain := newChain(t)
+	for off := int64(2 << 16); off < 2<<16+8; off++ { // refcounts of the first clusters
+		setByte(t, chain[0], off, 0)
+	}
+	r := call(t, "image", "check", chain[0], filepath.Join(t.TempDir(), "gone.qcow2"), chain[1])
+	if r.code != 5 || !strings.Contains(r.stdout, "corruptions") || !strings.Contains(r.stdout, "no errors") || !strings.Contains(r.stderr, "gone.qcow2") {
+		t.Errorf("got %+v, want the damage, what is good, what is missing, and exit code 5", r)
 	}
 }

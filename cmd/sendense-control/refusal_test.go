@@ -44,7 +44,7 @@ func TestBadInputGetsASentenceAHintAndAnExitCode(t *testing.T) {
 		{"a command of a group that does not exist", []string{"image", "inf"}, 2, "no command"},
 		{"a flag that does not exist", []string{"image", "info", "--bogus", image}, 2, "--bogus"},
 		{"an argument too few", []string{"image", "compare", image}, 2, "2 arg"},
-		{"an argument too many", []string{"image", "map", image, image}, 2, "1 arg"},
+		{"an argument too many", []string{"image", "compare", image, image, image}, 2, "2 arg"},
 		{"no file at all", []string{"image", "info"}, 2, "arg"},
 		{"a file that is not there", []string{"image", "info", filepath.Join(dir, "nothing")}, 3, "nothing"},
 		{"a folder in place of a file", []string{"image", "info", dir}, 2, dir},

@@ -20,6 +20,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sendense/sendense/appliance"
 )
 
 // DefaultRepository is where points are kept unless --repository says otherwise.
@@ -106,7 +108,8 @@ func (p *Program) Main(ctx context.Context, args []string, stdout, stderr io.Wri
 		p.JSON = p.JSON || slices.Contains(args, "--json") // flags may not have been read
 		err = asUsage(c, err)
 	}
-	if !errors.Is(err, ErrFound) {
+	var other *appliance.Error // beside what was found, which the command has told
+	if !errors.Is(err, ErrFound) || errors.As(err, &other) {
 		printError(stderr, p.Root.Name(), p.JSON, err)
 	}
 	return ExitCode(err)

@@ -76,6 +76,8 @@ func TestMainTellsErrors(t *testing.T) {
 		{"a full disk", []string{"group", "do"}, &os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, 8, "done 0",
 			"prog: Write /x: no space left on device.\nhint: Free space on the repository's file system, or delete points, and start again.\n"},
 		{"what a command found, which it has told", []string{"group", "do"}, cli.ErrFound, 5, "done 0", ""},
+		{"what a command found, and what else went wrong", []string{"group", "do"}, errors.Join(known, cli.ErrFound), 5, "done 0",
+			"prog: VM web1 is being written.\nhint: Wait.\n"},
 		{"a bad flag", []string{"group", "do", "--depth=x"}, nil, 2, "",
 			"prog: Invalid argument \"x\" for \"--depth\" flag: strconv.ParseInt: parsing \"x\": invalid syntax.\nhint: See how to call it with: prog group do --help\n"},
 		{"an unknown command, as JSON, with what may be meant", []string{"group", "doo", "--json"}, nil, 2, "",

@@ -13,7 +13,8 @@ import (
 
 // ErrFound is what a command returns that looked for something wrong, found it,
 // and has said so in its result: a damaged point, images that differ. The program
-// ends with the exit code of [appliance.CodeCorrupt] and says nothing more.
+// ends with the exit code of [appliance.CodeCorrupt] and says nothing more, but for
+// another [appliance.Error] that was joined to it.
 var ErrFound = errors.New("damage or a difference was found")
 
 // exitCode is the table of docs/exit-codes.md.
