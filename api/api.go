@@ -180,8 +180,12 @@ func (s *server) problem(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	send(w, Problem{Type: "about:blank", Title: http.StatusText(status), Status: status,
-		Detail: e.Error(), Code: e.Code, Hint: e.Hint})
+	send(w, newProblem(http.StatusText(status), e))
+}
+
+// newProblem returns e as a problem with a title.
+func newProblem(title string, e *appliance.Error) Problem {
+	return Problem{Type: "about:blank", Title: title, Status: statusOf(e), Detail: e.Error(), Code: e.Code, Hint: e.Hint}
 }
 
 // statusOf returns the HTTP status of an error: that of its code, unless HTTP has

@@ -39,28 +39,34 @@ func (s *server) cancelJob(w http.ResponseWriter, r *http.Request) error {
 }
 
 // jobEvents streams a job as server-sent events named "job", each the whole job,
-// until it is final.
+// until it is final. What ends the stream before that is told by an event named
+// "error", a Problem.
 func (s *server) jobEvents(w http.ResponseWriter, r *http.Request) error {
-	id, begun := variable(r, "id"), false
-	err := s.a.WatchJob(r.Context(), id, func(j appliance.Job) error {
+	begun := false
+	event := func(name string, v any) error {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(w, "event: %s\ndata: %s\n\n", name, b); err != nil {
+			return err
+		}
+		return http.NewResponseController(w).Flush()
+	}
+	err := s.a.WatchJob(r.Context(), variable(r, "id"), func(j appliance.Job) error {
 		if !begun {
 			begun = true
 			w.Header().Set("Content-Type", "text/event-stream")
 			w.Header().Set("Cache-Control", "no-store")
 		}
-		b, err := json.Marshal(j)
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(w, "event: job\ndata: %s\n\n", b); err != nil {
-			return err
-		}
-		return http.NewResponseController(w).Flush()
+		return event("job", j)
 	})
-	if begun {
-		return nil // the stream has begun: all that is left is to end it
+	if err == nil || !begun {
+		return err
 	}
-	return err
+	e := appliance.AsError(err)
+	_ = event("error", newProblem("Stream ended", e)) // the client may be gone
+	return nil
 }
 
 // DraftEvent is one line of the answer to POST /v1/drafts. The first line holds
@@ -95,9 +101,8 @@ func (s *server) beginDraft(w http.ResponseWriter, r *http.Request) error {
 		d.Abort(gone)
 	case <-d.Ended():
 		if err := d.Err(); err != nil {
-			e := appliance.AsError(err)
-			send(w, DraftEvent{Ended: &Problem{Type: "about:blank", Title: "Draft ended",
-				Status: statuses[e.Code], Detail: e.Error(), Code: e.Code, Hint: e.Hint}})
+			p := newProblem("Draft ended", appliance.AsError(err))
+			send(w, DraftEvent{Ended: &p})
 		}
 	}
 	return nil

@@ -77,7 +77,7 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 		o.Metrics = NewMetrics(nil)
 	}
 	a := &Appliance{opts: o, repo: o.Repository, log: o.Log,
-		jobs:   &jobs{journal: o.Journal, now: o.Now, running: map[string]*running{}},
+		jobs:   &jobs{journal: o.Journal, now: o.Now, closing: make(chan struct{}), running: map[string]*running{}},
 		drafts: map[string]*Draft{}, exports: map[string]*export{}}
 	a.jobs.onEnd = a.jobEnded
 	marked, err := a.jobs.recover()

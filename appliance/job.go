@@ -67,6 +67,8 @@ type Journal interface {
 	AddJob(Job) error
 	PutJob(Job) error
 	DeleteJob(id string) error
+	// Job returns one job; an error that wraps fs.ErrNotExist if there is none.
+	Job(id string) (Job, error)
 	Jobs() ([]Job, error)
 	PutExport(ExportSpec) error
 	DeleteExport(id string) error
@@ -83,7 +85,8 @@ type jobs struct {
 	onEnd   func(Job) // told of each job that ends
 
 	wg      sync.WaitGroup
-	mu      sync.Mutex // guards the fields below
+	closing chan struct{} // closed when no job begins any more
+	mu      sync.Mutex    // guards the fields below
 	running map[string]*running
 	ended   []string // ids of final jobs, those to be dropped first in front
 	closed  bool
@@ -118,27 +121,16 @@ func (js *jobs) recover() ([]Job, error) {
 	sort.Slice(all, func(i, k int) bool { return all[i].Started.Before(all[k].Started) })
 	var marked []Job
 	for i := range all {
-		j := &all[i]
-		if j.State == JobRunning && !js.journal.Alive(j.Owner) {
-			end := js.now().UTC()
-			j.State, j.Ended = JobInterrupted, &end
-			j.Error = &JobError{Code: CodeInterrupted,
-				Msg:  fmt.Sprintf("The process that ran the job (%s) died before the job was done.", processOf(j.Owner)),
-				Hint: "Nothing was left half-done: the draft is discarded and earlier points are as they were. Start the job again."}
-			err = errors.Join(err, js.journal.PutJob(*j))
-			marked = append(marked, *j)
+		j, settleErr := js.settle(all[i])
+		err = errors.Join(err, settleErr)
+		if j.State == JobInterrupted && all[i].State == JobRunning {
+			marked = append(marked, j)
 		}
 		if j.State != JobRunning {
 			js.ended = append(js.ended, j.ID)
 		}
 	}
 	return marked, errors.Join(err, js.prune())
-}
-
-// processOf names the process behind an owner, whose name begins with its id.
-func processOf(owner string) string {
-	pid, _, _ := strings.Cut(owner, "-")
-	return "pid " + pid
 }
 
 // prune drops the oldest final jobs beyond keepJobs. The caller holds js.mu, or
@@ -280,7 +272,10 @@ func (r *running) snapshot() (Job, <-chan struct{}) {
 // close refuses new jobs, cancels what runs and waits for it to end.
 func (js *jobs) close() {
 	js.mu.Lock()
-	js.closed = true
+	if !js.closed {
+		js.closed = true
+		close(js.closing)
+	}
 	for _, r := range js.running {
 		r.cancel(errShutdown)
 	}
@@ -293,78 +288,6 @@ func (js *jobs) get(id string) *running {
 	js.mu.Lock()
 	defer js.mu.Unlock()
 	return js.running[id]
-}
-
-// Jobs returns all jobs that are remembered, newest first.
-func (a *Appliance) Jobs(context.Context) ([]Job, error) {
-	all, err := a.opts.Journal.Jobs()
-	if err != nil {
-		return nil, err
-	}
-	for i := range all {
-		if r := a.jobs.get(all[i].ID); r != nil {
-			all[i], _ = r.snapshot()
-		}
-	}
-	sort.Slice(all, func(i, k int) bool {
-		if !all[i].Started.Equal(all[k].Started) {
-			return all[i].Started.After(all[k].Started)
-		}
-		return all[i].ID > all[k].ID
-	})
-	return all, nil
-}
-
-// Job returns one job; CodeNotFound if it is not remembered.
-func (a *Appliance) Job(ctx context.Context, id string) (Job, error) {
-	if r := a.jobs.get(id); r != nil {
-		j, _ := r.snapshot()
-		return j, nil
-	}
-	all, err := a.Jobs(ctx)
-	if err != nil {
-		return Job{}, err
-	}
-	for _, j := range all {
-		if j.ID == id {
-			return j, nil
-		}
-	}
-	return Job{}, &Error{Code: CodeNotFound, Msg: fmt.Sprintf("There is no job %s.", id),
-		Hint: "List the jobs with: sendense-control jobs"}
-}
-
-// WatchJob calls fn with the job as it stands and again when it has changed, at
-// most ten times a second, until it is final, fn returns an error or ctx ends.
-func (a *Appliance) WatchJob(ctx context.Context, id string, fn func(Job) error) error {
-	r := a.jobs.get(id)
-	if r == nil {
-		j, err := a.Job(ctx, id)
-		if err != nil {
-			return err
-		}
-		return fn(j)
-	}
-	pause := time.NewTicker(100 * time.Millisecond)
-	defer pause.Stop()
-	for {
-		j, changed := r.snapshot()
-		if err := fn(j); err != nil || changed == nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if j.State == JobRunning {
-			select {
-			case <-pause.C:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-	}
 }
 
 // CancelJob asks a running job to stop; it is final soon after. CodeNotFound if

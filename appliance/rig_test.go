@@ -235,8 +235,33 @@ func (j *journal) reborn(owner string) *journal {
 	return n
 }
 
-func (j *journal) Owner() string           { return j.owner }
-func (j *journal) Alive(owner string) bool { return j.alive[owner] }
+func (j *journal) Owner() string { return j.owner }
+
+func (j *journal) Alive(owner string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.alive[owner]
+}
+
+// spawn and kill begin and end the process of another owner.
+func (j *journal) spawn(owner string) { j.setAlive(owner, true) }
+func (j *journal) kill(owner string)  { j.setAlive(owner, false) }
+
+func (j *journal) setAlive(owner string, alive bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.alive[owner] = alive
+}
+
+func (j *journal) Job(id string) (appliance.Job, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	job, ok := j.jobs[id]
+	if !ok {
+		return job, fmt.Errorf("read job %s: %w", id, fs.ErrNotExist)
+	}
+	return job, nil
+}
 
 func (j *journal) AddJob(job appliance.Job) error {
 	j.mu.Lock()

@@ -92,11 +92,15 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 }
 
 func decodeProblem(resp *http.Response) error {
+	return readProblem(io.LimitReader(resp.Body, 1<<20), "answered "+resp.Status)
+}
+
+// readProblem returns the problem that r holds as an error; if it holds none, one
+// that says what the control plane did.
+func readProblem(r io.Reader, did string) error {
 	var p api.Problem
-	err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&p)
-	if err != nil || p.Code == "" {
-		return &appliance.Error{Code: appliance.CodeInternal, Msg: fmt.Sprintf("The control plane answered %s.", resp.Status),
-			Hint: "See its log."}
+	if err := json.NewDecoder(r).Decode(&p); err != nil || p.Code == "" {
+		return &appliance.Error{Code: appliance.CodeInternal, Msg: fmt.Sprintf("The control plane %s.", did), Hint: "See its log."}
 	}
 	return &appliance.Error{Code: p.Code, Msg: p.Detail, Hint: p.Hint}
 }
@@ -223,12 +227,19 @@ func (c *Client) WatchJob(ctx context.Context, id string, fn func(appliance.Job)
 	}
 	defer resp.Body.Close()
 	var last appliance.Job
+	var event string
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
+		if name, ok := bytes.CutPrefix(lines.Bytes(), []byte("event: ")); ok {
+			event = string(name)
+		}
 		data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data: "))
 		if !ok {
 			continue
+		}
+		if event == "error" {
+			return last, readProblem(bytes.NewReader(data), "told of an error that cannot be read")
 		}
 		last = appliance.Job{}
 		if err := json.Unmarshal(data, &last); err != nil {

@@ -282,6 +282,71 @@ func TestStoppingTellsTheAgentWhy(t *testing.T) {
 	}
 }
 
+func TestAJobOfAnotherProcessIsFollowed(t *testing.T) {
+	repository := filepath.Join(t.TempDir(), "repo")
+	worker, _ := embedded(t, repository)
+	follower, _ := embedded(t, repository)
+	for _, test := range []struct {
+		name string
+		end  func(d capture.Draft) error
+		want appliance.JobState
+	}{
+		{"to its failure", func(d capture.Draft) error {
+			return d.Abort(t.Context(), &appliance.Error{Code: appliance.CodeUnreachable, Msg: "The host is gone.", Hint: "Find it."})
+		}, appliance.JobFailed},
+		{"to its success", func(d capture.Draft) error {
+			disk, err := d.AddDisk(t.Context(), capture.DiskSpec{Key: "vda", Size: mib})
+			if err != nil {
+				return err
+			}
+			return errors.Join(disk.Close(), d.Commit(t.Context(), capture.Result{}))
+		}, appliance.JobSucceeded},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d, err := worker.Target().Begin(t.Context(), capture.Begin{Source: "test",
+				VM: capture.VM{UUID: "3f0c7d52-7b8e-4b6e-9a41-0d5f1c2e3b4a", Name: "web1"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			var states []appliance.JobState
+			j, err := follower.WatchJob(ctx, d.JobID(), func(j appliance.Job) {
+				if states = append(states, j.State); len(states) == 1 {
+					if err := test.end(d); err != nil {
+						t.Errorf("end: %v", err)
+					}
+				}
+			})
+			if err != nil || j.State != test.want || len(states) != 2 || states[0] != appliance.JobRunning {
+				t.Errorf("job: got %v, at last %s (%v), want running, then %s", states, j.State, err, test.want)
+			}
+		})
+	}
+}
+
+func TestFollowingAJobOfAnotherProcessEndsWithAReason(t *testing.T) {
+	repository := filepath.Join(t.TempDir(), "repo")
+	worker, _ := embedded(t, repository)
+	follower, end := embedded(t, repository)
+	d, err := worker.Target().Begin(t.Context(), capture.Begin{Source: "test",
+		VM: capture.VM{UUID: "3f0c7d52-7b8e-4b6e-9a41-0d5f1c2e3b4a", Name: "web1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, err := follower.WatchJob(t.Context(), d.JobID(), func(appliance.Job) { close(begun) })
+		ended <- err
+	}()
+	<-begun
+	end()
+	wantCode(t, <-ended, appliance.CodeInterrupted, "another process runs it")
+	if err := d.Abort(t.Context(), errors.New("the test is over")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestARepositoryThatIsNotThere(t *testing.T) {
 	_, err := host.Connect(t.Context(), "", host.Options{Repository: filepath.Join(t.TempDir(), "none")})
 	wantCode(t, err, appliance.CodeNotFound, "There is no repository")

@@ -18,6 +18,10 @@ func (j journal) AddJob(job appliance.Job) error { return j.Add("jobs", job.ID, 
 func (j journal) PutJob(job appliance.Job) error { return j.Put("jobs", job.ID, job) }
 func (j journal) DeleteJob(id string) error      { return j.Delete("jobs", id) }
 
+func (j journal) Job(id string) (appliance.Job, error) {
+	return state.Get[appliance.Job](j.Store, "jobs", id)
+}
+
 func (j journal) Jobs() ([]appliance.Job, error) {
 	m, err := state.All[appliance.Job](j.Store, "jobs")
 	return slices.Collect(maps.Values(m)), err
@@ -60,6 +64,15 @@ func (m *memory) AddJob(j appliance.Job) (err error) {
 
 func (m *memory) PutJob(j appliance.Job) error {
 	return locked(m, func() { m.jobs[j.ID] = j })
+}
+
+func (m *memory) Job(id string) (j appliance.Job, err error) {
+	return j, errors.Join(locked(m, func() {
+		var ok bool
+		if j, ok = m.jobs[id]; !ok {
+			err = fs.ErrNotExist
+		}
+	}), err)
 }
 
 func (m *memory) Jobs() (out []appliance.Job, err error) {

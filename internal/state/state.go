@@ -158,6 +158,19 @@ func (s *Store) Delete(collection, id string) error {
 	return nil
 }
 
+// Get returns one document; an error that wraps fs.ErrNotExist if it is not there.
+func Get[T any](s *Store, collection, id string) (T, error) {
+	var v T
+	path, err := s.path(collection, id)
+	if err != nil {
+		return v, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	if err := load(path, &v); err != nil {
+		return v, fmt.Errorf("read document %s/%s: %w", collection, id, err)
+	}
+	return v, nil
+}
+
 // All returns the documents of a collection by id. Documents that cannot be read
 // are left out and reported together in the error, beside those that can.
 func All[T any](s *Store, collection string) (map[string]T, error) {

@@ -48,6 +48,21 @@ func TestDocumentsStay(t *testing.T) {
 	}
 }
 
+func TestOneDocumentIsRead(t *testing.T) {
+	s := open(t, t.TempDir())
+	if err := s.Put("jobs", "a", doc{7}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := state.Get[doc](s, "jobs", "a"); err != nil || got.N != 7 {
+		t.Errorf("document: got %v (%v), want 7", got, err)
+	}
+	for _, id := range []string{"b", "../a", ""} {
+		if _, err := state.Get[doc](s, "jobs", id); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("document %q: got %v, want fs.ErrNotExist", id, err)
+		}
+	}
+}
+
 func TestOneBadDocumentHidesNoOther(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
