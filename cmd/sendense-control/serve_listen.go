@@ -7,12 +7,13 @@ import (
 	"path/filepath"
 
 	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/internal/host"
 )
 
 // place is where a server listens, and the folder made for it, if one was.
 type place struct {
 	*appliance.Listener
-	folder string
+	folder *host.Folder
 }
 
 // Close closes the listener and removes what was made for it.
@@ -21,8 +22,8 @@ func (p *place) Close() error {
 	if errors.Is(err, net.ErrClosed) { // by the server, as it should be
 		err = nil
 	}
-	if p.folder != "" {
-		err = errors.Join(err, os.Remove(p.folder))
+	if p.folder != nil {
+		err = errors.Join(err, p.folder.Close())
 	}
 	return err
 }
@@ -39,27 +40,27 @@ func (o *serveOptions) listener() (*place, error) {
 		if p.folder, err = socketFolder(); err != nil {
 			return nil, err
 		}
-		socket = filepath.Join(p.folder, "nbd.sock")
+		socket = filepath.Join(p.folder.Path(), "nbd.sock")
 	}
 	var err error
-	if p.Listener, err = appliance.ListenUnix(socket, 0o600, o.tlsDir); err != nil && p.folder != "" {
-		err = errors.Join(err, os.Remove(p.folder))
+	if p.Listener, err = appliance.ListenUnix(socket, 0o600, o.tlsDir); err != nil && p.folder != nil {
+		err = errors.Join(err, p.folder.Close())
 	}
 	return p, err
 }
 
 // socketFolder makes a folder for a socket that is nobody else's.
-func socketFolder() (string, error) {
+func socketFolder() (*host.Folder, error) {
 	var errs []error
 	for _, base := range []string{os.Getenv("XDG_RUNTIME_DIR"), "/run", os.TempDir()} {
 		if base == "" {
 			continue
 		}
-		dir, err := os.MkdirTemp(base, "sendense-nbd-") // mode 0700
+		f, err := host.NewFolder(base, "nbd")
 		if err == nil {
-			return dir, nil
+			return f, nil
 		}
 		errs = append(errs, err)
 	}
-	return "", errors.Join(errs...)
+	return nil, errors.Join(errs...)
 }

@@ -274,3 +274,35 @@ func TestSignals(t *testing.T) {
 		s.ended = true
 	}
 }
+
+func TestAKilledServerLeavesNoFolderForLong(t *testing.T) {
+	chain := newChain(t)
+	dir, err := os.MkdirTemp("", "sd-") // a socket's path is at most 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Setenv("XDG_RUNTIME_DIR", dir)
+	socket := func(s *server) string {
+		_, path, _ := strings.Cut(s.uri, "socket=")
+		return path
+	}
+	live, dead := serve(t, chain[0]), serve(t, chain[1])
+	_ = dead.cmd.Process.Kill()
+	_ = dead.cmd.Wait()
+	dead.ended = true
+	next := serve(t, chain[2])
+	for _, s := range []*server{live, next} {
+		if _, err := os.Stat(socket(s)); err != nil || !strings.HasPrefix(socket(s), dir) {
+			t.Errorf("socket of a server that runs: %s: %v", s.uri, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Dir(socket(dead))); err == nil {
+		t.Errorf("folder of the server that was killed: %s is still there", filepath.Dir(socket(dead)))
+	}
+	live.stop(t)
+	next.stop(t)
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v (%v)", left, err)
+	}
+}

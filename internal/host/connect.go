@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -80,30 +81,29 @@ func samePath(a, b string) bool {
 // embed runs an appliance in this process, behind a socket that nobody else can
 // reach.
 func embed(ctx context.Context, o Options) (*Connection, error) {
-	runDir, err := os.MkdirTemp("", "sendense-")
+	folder, err := NewFolder(os.TempDir(), "run")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make a folder for sockets: %w", err)
 	}
-	remove := func() error { return os.RemoveAll(runDir) }
-	o.RunDir, o.Exclusive = runDir, false
+	o.RunDir, o.Exclusive = folder.Path(), false
 	h, err := Open(ctx, o)
 	if err != nil {
-		return nil, errors.Join(err, remove())
+		return nil, errors.Join(err, folder.Close())
 	}
-	socket := filepath.Join(runDir, ControlSocket)
+	socket := filepath.Join(folder.Path(), ControlSocket)
 	l, err := net.Listen("unix", socket)
 	if err != nil {
-		return nil, errors.Join(err, h.Close(), remove())
+		return nil, errors.Join(err, h.Close(), folder.Close())
 	}
 	c, err := client.New("unix:" + socket)
 	if err != nil {
-		return nil, errors.Join(err, l.Close(), h.Close(), remove())
+		return nil, errors.Join(err, l.Close(), h.Close(), folder.Close())
 	}
 	serveCtx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(serveCtx, l) }()
 	return &Connection{Client: c, Embedded: true, close: func() error {
 		stop()
-		return errors.Join(<-served, h.Close(), remove())
+		return errors.Join(<-served, h.Close(), folder.Close())
 	}}, nil
 }
