@@ -347,6 +347,41 @@ func TestFollowingAJobOfAnotherProcessEndsWithAReason(t *testing.T) {
 	}
 }
 
+func TestAJobEndsBeforeTheStreamsThatFollowIt(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind.name, func(t *testing.T) {
+			c, end := kind.open(t, filepath.Join(t.TempDir(), "repo"))
+			d, err := c.Target().Begin(t.Context(), capture.Begin{Source: "test",
+				VM: capture.VM{UUID: "3f0c7d52-7b8e-4b6e-9a41-0d5f1c2e3b4a", Name: "web1"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			type outcome struct {
+				job appliance.Job
+				err error
+			}
+			const watchers = 3
+			begun, ended := make(chan struct{}, watchers), make(chan outcome, watchers)
+			for range watchers {
+				go func() {
+					once := sync.OnceFunc(func() { begun <- struct{}{} })
+					j, err := c.WatchJob(t.Context(), d.JobID(), func(appliance.Job) { once() })
+					ended <- outcome{j, err}
+				}()
+			}
+			for range watchers {
+				<-begun
+			}
+			end()
+			for range watchers {
+				if o := <-ended; o.err != nil || o.job.State != appliance.JobInterrupted || o.job.Error == nil || !strings.Contains(o.job.Error.Msg, "stopped") {
+					t.Errorf("watch: got %s %+v (%v), want the job interrupted because it was stopped", o.job.State, o.job.Error, o.err)
+				}
+			}
+		})
+	}
+}
+
 func TestARepositoryThatIsNotThere(t *testing.T) {
 	_, err := host.Connect(t.Context(), "", host.Options{Repository: filepath.Join(t.TempDir(), "none")})
 	wantCode(t, err, appliance.CodeNotFound, "There is no repository")
