@@ -35,13 +35,13 @@ type history struct {
 func crashVariants() []variant {
 	const k = 1 << 10
 	return []variant{
-		{"a refcount table that has to grow", image.CreateOptions{Size: 3072 * k, ClusterSize: 512, RefcountBits: 64}, 0, 1977 * k},
-		{"512 byte clusters", image.CreateOptions{Size: 128*k + 512, ClusterSize: 512, RefcountBits: 64}, 0, 0},
-		{"4 KiB clusters over a shorter disk", image.CreateOptions{Size: 512 * k, ClusterSize: 4 * k}, 300*k + 512, 0},
-		{"1 bit refcounts and zstd", image.CreateOptions{Size: 512 * k, ClusterSize: 4 * k, RefcountBits: 1, Compression: image.Zstd}, 0, 0},
-		{"version 2", image.CreateOptions{Size: 256*k + 512, ClusterSize: 1 * k, Version: 2}, 100 * k, 0},
-		{"subclusters", image.CreateOptions{Size: 512*k + 512, ClusterSize: 16 * k, ExtendedL2: true}, 300 * k, 0},
-		{"internal snapshots", image.CreateOptions{ClusterSize: 4 * k}, 0, 0},
+		{name: "a refcount table that has to grow", o: image.CreateOptions{Size: 3072 * k, ClusterSize: 512, RefcountBits: 64}, fill: 1977 * k},
+		{name: "512 byte clusters", o: image.CreateOptions{Size: 128*k + 512, ClusterSize: 512, RefcountBits: 64}},
+		{name: "4 KiB clusters over a shorter disk", o: image.CreateOptions{Size: 512 * k, ClusterSize: 4 * k}, backing: 300*k + 512},
+		{name: "1 bit refcounts and zstd", o: image.CreateOptions{Size: 512 * k, ClusterSize: 4 * k, RefcountBits: 1, Compression: image.Zstd}},
+		{name: "version 2", o: image.CreateOptions{Size: 256*k + 512, ClusterSize: 1 * k, Version: 2}, backing: 100 * k},
+		{name: "subclusters", o: image.CreateOptions{Size: 512*k + 512, ClusterSize: 16 * k, ExtendedL2: true}, backing: 300 * k},
+		{name: "internal snapshots", o: image.CreateOptions{ClusterSize: 4 * k}},
 	}
 }
 

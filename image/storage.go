@@ -42,10 +42,21 @@ func (f diskFile) Size() (int64, error) {
 	return st.Size(), nil
 }
 
+// onDisk returns the file that a storage is, or nil.
+func onDisk(s storage) *os.File {
+	switch f := s.(type) {
+	case diskFile:
+		return f.File
+	case *directFile:
+		return f.File
+	}
+	return nil
+}
+
 // startWriteback asks the kernel to begin writing out a range, so that a later
 // Sync has less to wait for. It is advice: errors show up in Sync.
 func startWriteback(s storage, off, n int64) {
-	if f, ok := s.(diskFile); ok {
+	if f := onDisk(s); f != nil {
 		_ = syscall.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
 	}
 }
@@ -74,9 +85,8 @@ func writeAll(w io.WriterAt, p []byte, off int64) error {
 // copyRange copies n bytes from one file to another, inside the kernel where
 // both are files and it can, through buf otherwise.
 func copyRange(dst storage, dstOff int64, src storage, srcOff, n int64, buf []byte) error {
-	d, dok := dst.(diskFile)
-	s, sok := src.(diskFile)
-	for dok && sok && n > 0 {
+	d, s := onDisk(dst), onDisk(src)
+	for d != nil && s != nil && n > 0 {
 		from, to := srcOff, dstOff
 		c, err := unix.CopyFileRange(int(s.Fd()), &from, int(d.Fd()), &to, int(min(n, 1<<30)), 0)
 		if err == unix.EINTR {
@@ -89,6 +99,9 @@ func copyRange(dst storage, dstOff int64, src storage, srcOff, n int64, buf []by
 			break // not between these file systems, or at the end of src
 		}
 		srcOff, dstOff, n = srcOff+int64(c), dstOff+int64(c), n-int64(c)
+		if f, ok := dst.(*directFile); ok {
+			f.extend(dstOff)
+		}
 	}
 	for n > 0 {
 		l := min(n, int64(len(buf)))

@@ -21,6 +21,9 @@ type WriterOptions struct {
 	// for refcounts; default 32 MiB. With clusters of 64 KiB, 1 MiB of tables
 	// describes 8 GiB of disk.
 	CacheBytes int64
+	// Direct has large writes go to the disk past the page cache, where the file
+	// system can: for a file that is written once and not read soon.
+	Direct bool
 	// CompressionLevel is for zstd, 1 to 22; default 3.
 	CompressionLevel int
 }
@@ -90,9 +93,13 @@ func OpenWriter(path string, o WriterOptions) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s for writing: %w", path, err)
 	}
-	w, err := newWriter(path, diskFile{f}, o)
+	st := storage(diskFile{f})
+	if o.Direct {
+		st = openDirect(diskFile{f})
+	}
+	w, err := newWriter(path, st, o)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s for writing: %w", path, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("open %s for writing: %w", path, err), st.Close())
 	}
 	return w, nil
 }

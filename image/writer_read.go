@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/sendense/sendense/block"
 )
@@ -156,10 +155,7 @@ func (w *Writer) Locate(ctx context.Context, dst []block.Location, off, n int64)
 		return dst, err
 	}
 	defer w.locks.unlock(lock)
-	var file *os.File
-	if f, ok := w.st.(diskFile); ok {
-		file = f.File
-	}
+	file := onDisk(w.st)
 	for n > 0 {
 		run, err := w.lookup(off, n)
 		if err != nil {

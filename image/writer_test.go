@@ -91,6 +91,7 @@ type variant struct {
 	o       image.CreateOptions
 	backing int64 // length of the backing disk; 0: none
 	fill    int64 // bytes to be written first, in one go
+	direct  bool  // past the page cache
 }
 
 // variants are the corners of the format. Sizes that end inside a cluster, and
@@ -115,8 +116,11 @@ func variants() []variant {
 	add("zstd", 0, image.CreateOptions{Size: 4 * m, ClusterSize: 32 * k, Compression: image.Zstd})
 	add("subclusters", 0, image.CreateOptions{Size: 4*m + 512, ExtendedL2: true, ClusterSize: 16 * k})
 	add("subclusters over a shorter disk", 2*m+700, image.CreateOptions{Size: 4 * m, ExtendedL2: true, ClusterSize: 64 * k})
-	vs = append(vs, variant{"a refcount table that has to grow",
-		image.CreateOptions{Size: 4 * m, ClusterSize: 512, RefcountBits: 64}, 0, 1900 * k})
+	vs = append(vs,
+		variant{name: "a refcount table that has to grow",
+			o: image.CreateOptions{Size: 4 * m, ClusterSize: 512, RefcountBits: 64}, fill: 1900 * k},
+		variant{name: "past the page cache", o: image.CreateOptions{Size: 8*m + 512}, fill: 3 * m, direct: true},
+		variant{name: "past the page cache over a shorter disk", o: image.CreateOptions{Size: 8 * m}, backing: 3*m + 700, direct: true})
 	return vs
 }
 
@@ -148,13 +152,14 @@ type disk struct {
 	model   []byte
 	cs      int64
 	v2      bool
+	direct  bool
 }
 
 // newDisk creates the file of a variant and opens it.
 func newDisk(t testing.TB, rng *rand.Rand, v variant) *disk {
 	t.Helper()
 	dir := t.TempDir()
-	d := &disk{t: t, rng: rng, path: filepath.Join(dir, "disk.qcow2"), cs: v.o.ClusterSize, v2: v.o.Version == 2}
+	d := &disk{t: t, rng: rng, path: filepath.Join(dir, "disk.qcow2"), cs: v.o.ClusterSize, v2: v.o.Version == 2, direct: v.direct}
 	if d.cs == 0 {
 		d.cs = 64 << 10
 	}
@@ -215,7 +220,7 @@ func scribble(rng *rand.Rand, p []byte) {
 
 func (d *disk) open() {
 	d.t.Helper()
-	w, err := image.OpenWriter(d.path, image.WriterOptions{Backing: d.backing, CacheBytes: 1})
+	w, err := image.OpenWriter(d.path, image.WriterOptions{Backing: d.backing, CacheBytes: 1, Direct: d.direct})
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -188,7 +188,7 @@ func (d *draft) index(key string) (int, error) {
 // build makes the QCOW2 file of a disk and opens it for writing.
 func (d *draft) build(ctx context.Context, x *draftDisk) error {
 	co := image.CreateOptions{Size: x.out.Size, Compression: d.kind}
-	wo := image.WriterOptions{CompressionLevel: d.level}
+	wo := image.WriterOptions{CompressionLevel: d.level, Direct: true}
 	in := image.IngestOptions{Compress: d.o.Compress != ""}
 	if d.parent != nil && d.parent.disk(x.out.Index) != nil {
 		p := d.parent.disk(x.out.Index)
