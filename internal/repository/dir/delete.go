@@ -18,12 +18,16 @@ import (
 // Delete implements repository.Repository. A point that others build on is merged
 // into the next one, which takes over what that one lacks: it costs the time and,
 // until the point's files go, the room of what is taken over, where the file system
-// cannot share blocks between files.
+// cannot share blocks between files. Records find room in the reserve.
 func (r *Repository) Delete(ctx context.Context, vm repository.VMID, points ...repository.PointID) error {
 	v, rec, err := r.find(vm)
 	if err != nil {
 		return fmt.Errorf("delete points: %w", err)
 	}
+	if err := r.ReadOnly(); err != nil {
+		return fmt.Errorf("delete points of VM %s: %w", rec.VM.Name, err)
+	}
+	defer r.spendReserve()()
 	l, err := r.lockVM(ctx, v, rec.VM.Name, "removal of points")
 	if err != nil {
 		return fmt.Errorf("delete points of VM %s: %w", rec.VM.Name, err)
@@ -192,7 +196,8 @@ func (r *Repository) checkRoom(v *vmFolder, m *mergeRecord) error {
 		}
 		need += n
 	}
-	if free := int64(s.Bavail) * s.Bsize; free < need {
+	// The reserve is for records: a merge that has begun has to be brought to its end.
+	if free := max(0, int64(s.Bavail)*s.Bsize-v.reserveFor()); free < need {
 		return fmt.Errorf("%w: merging it into the next point may take %d bytes, and %d are free; "+
 			"delete the newest points, or all of the chain", repository.ErrNoSpace, need, free)
 	}

@@ -129,6 +129,7 @@ func (r *Repository) begin(o Options) error {
 			return errors.Join(err, r.lock.release())
 		}
 	}
+	r.keepReserve(minReserve)
 	return nil
 }
 
@@ -320,6 +321,7 @@ func (r *Repository) lockVM(ctx context.Context, v *vmFolder, name, who string) 
 	if err := r.recover(ctx, v); err != nil {
 		return nil, errors.Join(err, l.release())
 	}
+	l.after = func() { r.keepReserve(v.reserveFor()) }
 	return l, nil
 }
 

@@ -17,6 +17,7 @@ const (
 	draftName     = "draft.json"
 	lockName      = ".lock"
 	vmLocksName   = ".locks"
+	reserveName   = ".reserve"
 	imageSuffix   = ".qcow2"
 	digestsSuffix = ".digests"
 	partialSuffix = ".partial"

@@ -15,8 +15,9 @@ import (
 // lock is a flock on a file, which ends with the process at the latest. The file
 // stays; who holds the lock alone writes himself into it.
 type lock struct {
-	f    *os.File
-	sole bool
+	f     *os.File
+	sole  bool
+	after func() // called when it was given up; may be nil
 }
 
 // holder is the content of a lock's file.
@@ -74,5 +75,9 @@ func (l *lock) release() error {
 	if l.sole {
 		_ = l.f.Truncate(0)
 	}
-	return l.f.Close()
+	err := l.f.Close()
+	if l.after != nil {
+		l.after()
+	}
+	return err
 }
