@@ -48,7 +48,7 @@ type piece struct {
 // content reads all that a file holds, in the order of the disk, on several
 // processors, and compares it with the digests, which have to be of just that.
 func (w *verification) content(ctx context.Context, l layerRef, f *image.File, g *image.Digests) error {
-	c := &contentCheck{f: f, g: g, cs: l.disk.ClusterSize, lax: w.merging(l.disk), pieces: make(chan piece, queuedPieces)}
+	c := &contentCheck{f: f, g: g, cs: l.disk.ClusterSize, lax: w.rec.merging(*l.disk), pieces: make(chan piece, queuedPieces)}
 	c.read = func(n int64) {
 		c.mu.Lock()
 		w.report.Clusters += n

@@ -53,11 +53,15 @@ func (r *Repository) delete(ctx context.Context, v *vmFolder, points []repositor
 		}
 	}
 	if rec.Merge != nil {
-		if rec, err = r.resumeMerge(ctx, v, rec); err != nil {
-			return fmt.Errorf("finish the removal of another point: %w", err)
-		}
-		if err := v.tidy(rec); err != nil {
-			return err
+		next, err := r.resumeMerge(ctx, v, rec)
+		switch {
+		case err == nil:
+			if err := v.tidy(next); err != nil {
+				return err
+			}
+			rec = next
+		case !rec.free(points): // else it may be what makes room for the merge
+			return fmt.Errorf("finish the removal of point %s: %w", rec.Merge.Point, err)
 		}
 	}
 	drop, merge := plan(rec, points)
@@ -106,6 +110,20 @@ func plan(rec *record, points []repository.PointID) (drop, merge []repository.Po
 	return drop, merge
 }
 
+// free reports whether points can be dropped without regard to the merge that is
+// not finished.
+func (r *record) free(points []repository.PointID) bool {
+	drop, merge := plan(r, points)
+	return len(merge) == 0 && !slices.ContainsFunc(drop, func(id repository.PointID) bool {
+		return id == r.Merge.Point || slices.ContainsFunc(r.point(id).Disks, r.merging)
+	})
+}
+
+// merging reports whether a disk is just taking in what is below it.
+func (r *record) merging(d repository.PointDisk) bool {
+	return r.Merge != nil && slices.ContainsFunc(r.Merge.Disks, func(m mergeDisk) bool { return m.Child == d.File })
+}
+
 // drop removes points that no other builds on.
 func (v *vmFolder) drop(rec *record, points []repository.PointID) (*record, error) {
 	next := rec.clone()
@@ -129,7 +147,7 @@ func (v *vmFolder) drop(rec *record, points []repository.PointID) (*record, erro
 func (r *Repository) mergePoint(ctx context.Context, v *vmFolder, rec *record, id repository.PointID) (*record, error) {
 	next := rec.clone()
 	next.Merge = intend(next, id)
-	if err := r.checkRoom(v, next.Merge); err != nil {
+	if err := r.checkRoom(v, next); err != nil {
 		return nil, err
 	}
 	if _, err := v.writeRecord(next); err != nil {
@@ -180,7 +198,7 @@ const (
 
 // checkRoom refuses a merge that would fill the file system: it is for making room
 // that points are deleted.
-func (r *Repository) checkRoom(v *vmFolder, m *mergeRecord) error {
+func (r *Repository) checkRoom(v *vmFolder, rec *record) error {
 	var s syscall.Statfs_t
 	if err := syscall.Statfs(v.path, &s); err != nil {
 		return fmt.Errorf("ask for free space: %w", err)
@@ -188,13 +206,9 @@ func (r *Repository) checkRoom(v *vmFolder, m *mergeRecord) error {
 	if s.Type == magicBtrfs || s.Type == magicXFS || s.Type == magicZFS {
 		return nil
 	}
-	need := int64(0)
-	for _, d := range m.Disks {
-		n, err := occupied(v.file(d.Parent))
-		if err != nil {
-			return err
-		}
-		need += n
+	need, err := v.mergeBytes(rec)
+	if err != nil {
+		return err
 	}
 	// The reserve is for records: a merge that has begun has to be brought to its end.
 	if free := max(0, int64(s.Bavail)*s.Bsize-v.reserveFor()); free < need {
@@ -202,6 +216,30 @@ func (r *Repository) checkRoom(v *vmFolder, m *mergeRecord) error {
 			"delete the newest points, or all of the chain", repository.ErrNoSpace, need, free)
 	}
 	return nil
+}
+
+// mergeBytes returns how much room the rest of a merge may take.
+func (v *vmFolder) mergeBytes(rec *record) (need int64, err error) {
+	for _, m := range rec.Merge.Disks {
+		backing, err := backingName(v.file(m.Child))
+		if err != nil {
+			return 0, err
+		}
+		if backing != filepath.Base(m.Parent) {
+			continue // it has all it needs
+		}
+		n, err := occupied(v.file(m.Parent))
+		if err != nil {
+			return 0, err
+		}
+		child, _ := rec.childOf(rec.point(rec.Merge.Point).disk(m.Index))
+		now, err := fileBytes(v.file(m.Child))
+		if err != nil {
+			return 0, err
+		}
+		need += max(0, n-max(0, now-child.StoredBytes)) // less what it took in before it was stopped
+	}
+	return need, nil
 }
 
 // occupied returns what a file takes on its file system, in bytes.
@@ -219,6 +257,9 @@ func occupied(path string) (int64, error) {
 // resumeMerge does what the record's intent says, from wherever it was left. Each
 // step leaves all points readable, and may be done again.
 func (r *Repository) resumeMerge(ctx context.Context, v *vmFolder, rec *record) (*record, error) {
+	if err := r.checkRoom(v, rec); err != nil {
+		return nil, err
+	}
 	for _, m := range rec.Merge.Disks {
 		if err := r.mergeDisk(ctx, v, rec, m); err != nil {
 			return nil, fmt.Errorf("merge disk %d: %w", m.Index, err)

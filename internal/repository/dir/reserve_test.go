@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -211,4 +212,42 @@ func TestTheReserveGrowsWithTheRecord(t *testing.T) {
 	if after := kept(root); after != before {
 		t.Errorf("reserve: got %d bytes after a removal, want %d", after, before)
 	}
+}
+
+func TestAMergeThatHasNoRoomKeepsNothingElseFromBeingDeleted(t *testing.T) {
+	root := small(t, 16<<20)
+	r, err := dir.Open(root, dir.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	m := repositorytest.NewModel(t, repositorytest.Subject{Repository: r})
+	m.Add(repositorytest.Change{VM: repositorytest.Web, Disks: map[string]int64{"vda": 4 << 20}, Fill: true})
+	for range 4 {
+		m.Add(repositorytest.Change{VM: repositorytest.Web})
+	}
+	list := slices.Clone(m.VMs[repositorytest.Web])
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	if err := r.Delete(stopped, repositorytest.Web, list[0].ID); !errors.Is(err, context.Canceled) {
+		t.Fatalf("removal that was stopped: got %v, want %v", err, context.Canceled)
+	}
+	fill(t, root)
+	// It cannot be finished, nor anything else that copies.
+	for _, i := range []int{1, 2} {
+		if err := r.Delete(t.Context(), repositorytest.Web, list[i].ID); !errors.Is(err, repository.ErrNoSpace) {
+			t.Errorf("removal of point %d: got %v, want %v", i, err, repository.ErrNoSpace)
+		}
+		fill(t, root)
+	}
+	m.Delete(repositorytest.Web, list[4])
+	fill(t, root)
+	m.Delete(repositorytest.Web, list[3], list[2])
+	readable(t, m)
+	if err := os.Remove(filepath.Join(root, "ballast")); err != nil {
+		t.Fatal(err)
+	}
+	m.Add(repositorytest.Change{VM: repositorytest.Web})
+	m.Forget(repositorytest.Web, list[0].ID)
+	m.Check()
 }

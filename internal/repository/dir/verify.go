@@ -227,18 +227,13 @@ func (w *verification) layer(ctx context.Context, l layerRef) error {
 		w.problem(ctx, l, -1, fmt.Sprintf("its digests are about a disk of %d bytes", o.Size))
 		return nil
 	}
-	if hexSum(g.Summary().Sum) != l.disk.DigestsSum && !w.merging(l.disk) {
+	if hexSum(g.Summary().Sum) != l.disk.DigestsSum && !w.rec.merging(*l.disk) {
 		w.problem(ctx, l, -1, "its digests are not those that were recorded when it was committed")
 	}
 	w.reading.Lock()
 	defer w.reading.Unlock()
 	w.progress.update(func(s *repository.Status) { s.File = w.v.file(l.disk.File) })
 	return w.content(ctx, l, f, g)
-}
-
-// merging reports whether a disk is just taking in the point below it.
-func (w *verification) merging(d *repository.PointDisk) bool {
-	return w.rec.Merge != nil && slices.ContainsFunc(w.rec.Merge.Disks, func(m mergeDisk) bool { return m.Child == d.File })
 }
 
 // links compares the header with the record.
