@@ -388,7 +388,9 @@ func FuzzCheck(f *testing.F) {
 		if err := w.Close(); err != nil || !r.Clean() {
 			return
 		}
-		if r, err = image.CheckOn(ctx, file, 1<<20); err != nil || !r.Clean() {
+		// What was counted behind the end of the file shows as leaked once the file
+		// reaches so far.
+		if r, err = image.CheckOn(ctx, file, 1<<20); err != nil || r.Corruptions > 0 {
 			t.Fatalf("after a write to a clean file: %+v, %v", r, err)
 		}
 	})
