@@ -35,6 +35,9 @@ type (
 type Options struct {
 	Repository repository.Repository
 	Journal    Journal
+	// Volatile is why the journal forgets everything when the process ends, which
+	// jobs then tell. Default: it does not.
+	Volatile error
 	// RunDir is where sockets are made; it exists and nobody else uses it.
 	RunDir string
 	// RestoreExports brings back the exports that were asked to last. Only the
@@ -77,7 +80,8 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 		o.Metrics = NewMetrics(nil)
 	}
 	a := &Appliance{opts: o, repo: o.Repository, log: o.Log,
-		jobs:   &jobs{journal: o.Journal, now: o.Now, closing: make(chan struct{}), running: map[string]*running{}},
+		jobs: &jobs{journal: o.Journal, now: o.Now, volatile: o.Volatile, closing: make(chan struct{}),
+			running: map[string]*running{}, unrecorded: map[string]Job{}},
 		drafts: map[string]*Draft{}, exports: map[string]*export{}}
 	a.jobs.onEnd = a.jobEnded
 	marked, err := a.jobs.recover()
@@ -138,6 +142,9 @@ func (a *Appliance) Close() error {
 func (a *Appliance) jobEnded(j Job) {
 	took := j.Ended.Sub(j.Started)
 	a.opts.Metrics.job(j, took)
+	if j.Warning != "" {
+		a.log.Warn("job is not recorded", "job", j.ID, "err", j.Warning)
+	}
 	if j.Error != nil {
 		a.log.Warn("job ended", "job", j.ID, "vm", j.VM, "state", j.State, "took", took, "err", j.Error.Msg)
 		return

@@ -22,12 +22,16 @@ var errUnwatched = &Error{Code: CodeInterrupted, Msg: "The control plane was sto
 // settle returns a job as it stands: one that is said to run and whose process is
 // dead was interrupted, and is recorded as such.
 func (js *jobs) settle(j Job) (Job, error) {
-	if j.State != JobRunning || js.journal.Alive(j.Owner) {
+	alive, mine := js.journal.Alive(j.Owner), j.Owner == js.journal.Owner()
+	if j.State != JobRunning || alive && !mine {
 		return j, nil
 	}
-	// It may have ended after it was read and before its process did.
+	// It may have ended after it was read: all that run here are remembered.
 	if now, err := js.journal.Job(j.ID); err == nil && now.State != JobRunning {
 		return now, nil
+	}
+	if alive {
+		return j, nil
 	}
 	end := js.now().UTC()
 	j.State, j.Ended = JobInterrupted, &end
@@ -45,8 +49,7 @@ func processOf(owner string) string {
 
 // look returns a job as it stands, wherever it runs.
 func (a *Appliance) look(j Job) Job {
-	if r := a.jobs.get(j.ID); r != nil {
-		j, _ = r.snapshot()
+	if j, ok := a.jobs.remembered(j.ID); ok {
 		return j
 	}
 	settled, err := a.jobs.settle(j)
@@ -62,8 +65,15 @@ func (a *Appliance) Jobs(context.Context) ([]Job, error) {
 	if err != nil {
 		return nil, err
 	}
+	known := map[string]bool{}
 	for i := range all {
+		known[all[i].ID] = true
 		all[i] = a.look(all[i])
+	}
+	for _, id := range a.jobs.memory() {
+		if j, ok := a.jobs.remembered(id); ok && !known[id] {
+			all = append(all, j)
+		}
 	}
 	sort.Slice(all, func(i, k int) bool {
 		if !all[i].Started.Equal(all[k].Started) {
@@ -76,8 +86,7 @@ func (a *Appliance) Jobs(context.Context) ([]Job, error) {
 
 // Job returns one job; CodeNotFound if it is not remembered.
 func (a *Appliance) Job(_ context.Context, id string) (Job, error) {
-	if r := a.jobs.get(id); r != nil {
-		j, _ := r.snapshot()
+	if j, ok := a.jobs.remembered(id); ok {
 		return j, nil
 	}
 	j, err := a.opts.Journal.Job(id)

@@ -36,7 +36,8 @@ type Job struct {
 	Progress Progress        `json:"progress"`
 	Error    *JobError       `json:"error,omitempty"` // why it is not succeeded
 	Result   json.RawMessage `json:"result,omitempty"`
-	Owner    string          `json:"owner"` // the process that runs it
+	Warning  string          `json:"warning,omitempty"` // what else there is to know: a sentence
+	Owner    string          `json:"owner"`             // the process that runs it
 }
 
 // JobError is an [Error] as it is kept with a job.
@@ -83,19 +84,23 @@ type jobs struct {
 	journal Journal
 	now     func() time.Time
 	onEnd   func(Job) // told of each job that ends
+	// volatile is why the journal forgets everything, nil if it does not.
+	volatile error
 
-	wg      sync.WaitGroup
-	closing chan struct{} // closed when no job begins any more
-	mu      sync.Mutex    // guards the fields below
-	running map[string]*running
-	ended   []string // ids of final jobs, those to be dropped first in front
-	closed  bool
+	wg         sync.WaitGroup
+	closing    chan struct{} // closed when no job begins any more
+	mu         sync.Mutex    // guards the fields below
+	running    map[string]*running
+	unrecorded map[string]Job // final jobs that the journal did not take
+	ended      []string       // ids of final jobs, those to be dropped first in front
+	closed     bool
 }
 
 // running is a job in the making.
 type running struct {
-	jobs   *jobs
-	cancel context.CancelCauseFunc
+	jobs       *jobs
+	cancel     context.CancelCauseFunc
+	unrecorded bool // the journal does not have it
 
 	mu      sync.Mutex // guards the fields below
 	job     Job
@@ -140,6 +145,7 @@ func (js *jobs) prune() error {
 	for len(js.ended) > keepJobs {
 		id := js.ended[0]
 		errs = append(errs, js.journal.DeleteJob(id))
+		delete(js.unrecorded, id)
 		js.ended = js.ended[1:]
 	}
 	return errors.Join(errs...)
@@ -159,13 +165,18 @@ func (js *jobs) begin(verb, vm, point string) (*running, context.Context, error)
 			Owner: js.journal.Owner(), Progress: Progress{ETA: -1}}}
 	for at := started; ; at = at.Add(time.Second) { // an id names one job
 		r.job.ID = strings.Trim(verb+"-"+fileName(vm), "-") + "-" + at.Format("20060102150405")
-		err := js.journal.AddJob(r.job)
-		if err == nil {
-			break
+		if js.taken(r.job.ID) {
+			continue
 		}
-		if !errors.Is(err, fs.ErrExist) {
+		err := js.journal.AddJob(r.job)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err != nil && !runsUnrecorded(verb, err) {
 			return nil, nil, err
 		}
+		r.unrecorded = err != nil
+		break
 	}
 	var ctx context.Context
 	ctx, r.cancel = context.WithCancelCause(context.Background())
@@ -192,11 +203,8 @@ func (r *running) finish(result any, err error) Job {
 		r.job.State = stateOf(e.Code)
 		r.job.Error = &JobError{Code: e.Code, Msg: e.Error(), Hint: e.Hint}
 	}
+	recorded := r.record()
 	job := r.job
-	if err := r.jobs.journal.PutJob(job); err != nil && job.Error == nil {
-		job.Error = &JobError{Code: CodeInternal, Msg: "The job is done, but its record could not be stored: " + err.Error()}
-		r.job = job
-	}
 	close(r.changed)
 	r.changed = nil
 	r.mu.Unlock()
@@ -204,6 +212,11 @@ func (r *running) finish(result any, err error) Job {
 	r.cancel(nil)
 	r.jobs.mu.Lock()
 	delete(r.jobs.running, job.ID)
+	if recorded {
+		r.jobs.catchUp()
+	} else {
+		r.jobs.unrecorded[job.ID] = job
+	}
 	r.jobs.ended = append(r.jobs.ended, job.ID)
 	_ = r.jobs.prune() // what stays is tried again when the journal is opened
 	r.jobs.mu.Unlock()
@@ -281,6 +294,9 @@ func (js *jobs) close() {
 	}
 	js.mu.Unlock()
 	js.wg.Wait()
+	js.mu.Lock()
+	defer js.mu.Unlock()
+	js.catchUp()
 }
 
 // get returns a running job by id, nil if none runs under it.

@@ -389,11 +389,11 @@ func TestTheOldestFinishedJobsAreForgotten(t *testing.T) {
 
 func TestAJobThatCannotBeRecordedDoesNotBegin(t *testing.T) {
 	r := open(t, nil)
-	r.journal.fail = errors.New("no room")
+	r.journal.refuse(errors.New("no room"))
 	_, err := r.BeginBackup(t.Context(), appliance.BeginRequest{UUID: someUUID, Name: "web1"})
 	if err == nil || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("error: got %v, want that of the journal", err)
 	}
-	r.journal.fail = nil
+	r.journal.refuse(nil)
 	begin(t, r, "web1").Abort(nil)
 }

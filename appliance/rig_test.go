@@ -243,6 +243,13 @@ func (j *journal) Alive(owner string) bool {
 	return j.alive[owner]
 }
 
+// refuse makes the journal take no job any more, for a reason; nil ends that.
+func (j *journal) refuse(why error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.fail = why
+}
+
 // spawn and kill begin and end the process of another owner.
 func (j *journal) spawn(owner string) { j.setAlive(owner, true) }
 func (j *journal) kill(owner string)  { j.setAlive(owner, false) }

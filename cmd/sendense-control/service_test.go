@@ -84,7 +84,7 @@ const (
 	vmKeys    = "uuid name created points latest"
 	pointKeys = "id vm name job source created config disks"
 	diskKeys  = "key index size kind file digests digests_sum parent? cluster_size data_bytes zero_bytes stored_bytes token? mode reason? audit?"
-	jobKeys   = "id verb vm? point? state started ended? progress error? result? owner"
+	jobKeys   = "id verb vm? point? state started ended? progress error? result? warning? owner"
 )
 
 func TestTheRepositoryIsListed(t *testing.T) {

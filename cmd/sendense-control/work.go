@@ -55,6 +55,9 @@ func (s service) runVerify(c *cobra.Command, conn *host.Connection, r appliance.
 	if len(job.Result) == 0 || json.Unmarshal(job.Result, &report) != nil {
 		return err
 	}
+	if job.Warning != "" {
+		report.Notes = append(report.Notes, job.Warning)
+	}
 	if e := s.Print(c, report, func(w io.Writer) { printReport(w, &report) }); e != nil {
 		return e
 	}
@@ -126,7 +129,12 @@ func (s service) delete() *cobra.Command {
 				if job, err = s.follow(c, conn, job); err != nil {
 					return err
 				}
-				return s.Print(c, job, func(w io.Writer) { fmt.Fprintf(w, "deleted %s of %s\n", job.Point, job.VM) })
+				return s.Print(c, job, func(w io.Writer) {
+					fmt.Fprintf(w, "deleted %s of %s\n", job.Point, job.VM)
+					if job.Warning != "" {
+						fmt.Fprintln(w, "note:", job.Warning)
+					}
+				})
 			})
 		}}
 }
@@ -191,6 +199,9 @@ func printJob(w io.Writer, j appliance.Job) {
 	if j.Error != nil {
 		t.Row("Error", cli.Sentence(j.Error.Msg))
 		t.Row("Hint", j.Error.Hint)
+	}
+	if j.Warning != "" {
+		t.Row("Warning", j.Warning)
 	}
 	t.Flush()
 }

@@ -69,6 +69,7 @@ func Open(ctx context.Context, o Options) (_ *Host, err error) {
 		return nil, err
 	}
 	var keeper appliance.Journal
+	var volatile error
 	if s, err := state.Open(filepath.Join(h.repo.Root(), stateDir)); err == nil {
 		h.journal, keeper = s, journal{s}
 	} else {
@@ -76,11 +77,11 @@ func Open(ctx context.Context, o Options) (_ *Host, err error) {
 			return nil, err
 		}
 		m := newMemory()
-		h.journal, keeper = m, m
+		h.journal, keeper, volatile = m, m, err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	h.appliance, err = appliance.Open(ctx, appliance.Options{Repository: h.repo, Journal: keeper, RunDir: o.RunDir,
+	h.appliance, err = appliance.Open(ctx, appliance.Options{Repository: h.repo, Journal: keeper, Volatile: volatile, RunDir: o.RunDir,
 		RestoreExports: o.Exclusive, Metrics: appliance.NewMetrics(registry), Log: o.Log})
 	if err != nil {
 		return nil, err
