@@ -175,6 +175,9 @@ func (js *jobs) begin(verb, vm, point string) (*running, context.Context, error)
 		if err != nil && !runsUnrecorded(verb, err) {
 			return nil, nil, err
 		}
+		if _, known := js.journal.Job(r.job.ID); err != nil && known == nil {
+			continue
+		}
 		r.unrecorded = err != nil
 		break
 	}

@@ -125,3 +125,15 @@ func TestAJournalThatForgetsIsTold(t *testing.T) {
 		}
 	}
 }
+
+func TestAnUnrecordedJobTakesNoIDThatIsRecorded(t *testing.T) {
+	c := newClock()
+	r := open(t, func(o *appliance.Options) { o.Now = c.Now })
+	first, err := r.Verify(t.Context(), appliance.VerifyRequest{})
+	r.wait(t, first, err)
+	r.journal.refuse(errors.New("there is no room"))
+	second, err := r.Verify(t.Context(), appliance.VerifyRequest{})
+	if r.wait(t, second, err); second.ID == first.ID {
+		t.Errorf("id: got %s, want another than that of the job before", second.ID)
+	}
+}

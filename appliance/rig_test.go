@@ -273,6 +273,7 @@ func (j *journal) Job(id string) (appliance.Job, error) {
 func (j *journal) AddJob(job appliance.Job) error {
 	j.mu.Lock()
 	_, taken := j.jobs[job.ID]
+	taken = taken && j.fail == nil // without room for it nobody finds out
 	j.mu.Unlock()
 	if taken {
 		return fs.ErrExist

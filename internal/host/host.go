@@ -70,7 +70,7 @@ func Open(ctx context.Context, o Options) (_ *Host, err error) {
 	}
 	var keeper appliance.Journal
 	var volatile error
-	if s, err := state.Open(filepath.Join(h.repo.Root(), stateDir)); err == nil {
+	if s, err := openState(h.repo); err == nil {
 		h.journal, keeper = s, journal{s}
 	} else {
 		if o.Exclusive {
@@ -121,6 +121,18 @@ func openRepository(o Options) (*dir.Repository, error) {
 			Hint: "Mount it read-write, or run as a user who may write to it."}
 	}
 	return nil, err
+}
+
+// openState opens the folder of records. Where nothing is free the repository's
+// reserve gives way.
+func openState(repo *dir.Repository) (*state.Store, error) {
+	path := filepath.Join(repo.Root(), stateDir)
+	s, err := state.Open(path)
+	if !errors.Is(err, syscall.ENOSPC) || repo.ReadOnly() != nil {
+		return s, err
+	}
+	defer repo.SpendReserve()()
+	return state.Open(path)
 }
 
 // Serve answers requests on l until ctx ends, then ends jobs and exports, finishes

@@ -27,7 +27,7 @@ func (r *Repository) Delete(ctx context.Context, vm repository.VMID, points ...r
 	if err := r.ReadOnly(); err != nil {
 		return fmt.Errorf("delete points of VM %s: %w", rec.VM.Name, err)
 	}
-	defer r.spendReserve()()
+	defer r.SpendReserve()()
 	l, err := r.lockVM(ctx, v, rec.VM.Name, "removal of points")
 	if err != nil {
 		return fmt.Errorf("delete points of VM %s: %w", rec.VM.Name, err)

@@ -30,10 +30,11 @@ func (v *vmFolder) reserveFor() int64 {
 	return max(minReserve, (2*n+minReserve-1)/minReserve*minReserve)
 }
 
-// spendReserve gives the room of the reserve back to the file system. What ends
-// that makes it anew, unless another removal still needs the room: that one does it
-// then.
-func (r *Repository) spendReserve() (end func()) {
+// SpendReserve gives the room of the reserve back to the file system, for what has
+// to be written where nothing else is free. The function it returns ends that: it
+// makes the reserve anew, as far as there is room, unless somebody else still needs
+// it, who does it then. It is for a repository that can be written.
+func (r *Repository) SpendReserve() (end func()) {
 	f, err := os.OpenFile(r.reserve(), os.O_RDWR, 0)
 	if err != nil {
 		return func() { r.keepReserve(minReserve) }

@@ -20,9 +20,9 @@ func TestTheReserveIsNotMadeWhileARemovalUsesIt(t *testing.T) {
 	}
 	a, b := open(), open()
 	want("at first", minReserve)
-	endA := a.spendReserve()
+	endA := a.SpendReserve()
 	want("while it is used", 0)
-	endB := b.spendReserve()
+	endB := b.SpendReserve()
 	endA()
 	want("while it is still used by another removal", 0)
 	endB()
@@ -30,7 +30,7 @@ func TestTheReserveIsNotMadeWhileARemovalUsesIt(t *testing.T) {
 
 	a.keepReserve(3 * minReserve)
 	want("for a large record", 3*minReserve)
-	a.spendReserve()()
+	a.SpendReserve()()
 	want("for a large record, used once", 3*minReserve)
 	b.keepReserve(minReserve)
 	want("after a smaller record", 3*minReserve)
