@@ -53,6 +53,8 @@ unix_sock_group = "root"
 unix_sock_rw_perms = "0600"
 log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 CONF
+# Machines migrate between hosts with different UUIDs only.
+echo "host_uuid = \"$(cat /proc/sys/kernel/random/uuid)\"" >>/etc/libvirt/libvirtd.conf
 # The driver looks up its default user and group even where it is told others.
 for file in passwd group; do
 	grep -v '^libvirt-qemu:' "/etc/$file" >"$dir/etc/$file"

@@ -80,6 +80,20 @@ func Start(t testing.TB, vm *guest.VM) {
 	}
 }
 
+// Migrate moves a running machine to another host; there it is gone when the test
+// ends.
+func Migrate(t testing.TB, vm *guest.VM, to *guest.Host, m guest.Migration) *guest.VM {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	defer cancel()
+	moved, err := vm.Migrate(ctx, to, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = moved.Close(context.Background()) }) // it may have moved on; the host ends anyway
+	return moved
+}
+
 // Exec runs a shell script in the guest and returns its stdout.
 func Exec(t testing.TB, vm *guest.VM, script string) string {
 	t.Helper()
