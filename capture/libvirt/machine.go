@@ -49,7 +49,7 @@ func (m *machine) watch() error {
 		defer close(m.done)
 		for e := range events {
 			if e.Dom.UUID == m.dom.UUID {
-				m.event(libvirt.DomainEventType(e.Event))
+				m.event(libvirt.DomainEventType(e.Event), e.Detail)
 			}
 		}
 	}()
@@ -78,11 +78,16 @@ func (m *machine) unwatch() {
 	<-m.done
 }
 
-func (m *machine) event(e libvirt.DomainEventType) {
+func (m *machine) event(e libvirt.DomainEventType, detail int32) {
 	switch e {
 	case libvirt.DomainEventStarted:
 		m.fail("it was started")
-	case libvirt.DomainEventShutdown, libvirt.DomainEventStopped:
+	case libvirt.DomainEventShutdown:
+		m.fail("it stopped")
+	case libvirt.DomainEventStopped:
+		if libvirt.DomainEventStoppedDetailType(detail) == libvirt.DomainEventStoppedMigrated {
+			m.fail(migrated)
+		}
 		m.fail("it stopped")
 	case libvirt.DomainEventCrashed:
 		m.fail("it crashed")
@@ -125,11 +130,11 @@ func (m *machine) check() error {
 	case err != nil:
 		return explain(ctx, "ask for the state of "+m.dom.Name, err)
 	case now.ID != m.dom.ID && m.running && now.ID < 0:
-		m.fail("it stopped")
+		m.fail(m.howStopped())
 	case now.ID != m.dom.ID:
 		m.fail("it was started")
 	case m.running && m.ending():
-		m.fail("it stopped")
+		m.fail(m.howStopped())
 	}
 	return m.reason()
 }

@@ -80,6 +80,8 @@ func (m *machine) stoppedHow(ctx context.Context) (consistency, note string, err
 	switch libvirt.DomainShutoffReason(reason) {
 	case libvirt.DomainShutoffShutdown:
 		return clean, "", nil
+	case libvirt.DomainShutoffMigrated:
+		return "", "", errors.New(migrated + "; capture it there")
 	case libvirt.DomainShutoffUnknown, libvirt.DomainShutoffDaemon:
 		return crash, "The host does not know how the machine stopped; it may not have been shut down properly.", nil
 	}
@@ -97,6 +99,10 @@ func (i *stopped) open(ctx context.Context, s *Source, d *domainDisk, since stri
 	info, err := os.Stat(path)
 	if err != nil {
 		return fmt.Errorf("open disk %s: %w", d.Key(), err)
+	}
+	if inUse(path) {
+		return fmt.Errorf("disk %s is in use: QEMU writes to %s, perhaps because the machine runs on another host; "+
+			"capture it there, or end what uses the disk", d.Key(), path)
 	}
 	dev, closer, err := s.o.OpenImage(path, d.Format())
 	if err != nil {
@@ -156,6 +162,8 @@ func (i *stopped) Err() error {
 			i.fail(fmt.Sprintf("disk %s cannot be found any more: %v", f.key, err))
 		} else if info.Size() != f.size || !info.ModTime().Equal(f.modified) {
 			i.fail(fmt.Sprintf("disk %s was written to", f.key))
+		} else if inUse(f.path) {
+			i.fail(fmt.Sprintf("disk %s was opened by QEMU, which may write to it", f.key))
 		}
 	}
 	return i.reason()
