@@ -52,16 +52,19 @@ type (
 		File string `xml:"file,attr"`
 	}
 	checkpointXML struct {
-		XMLName     xml.Name         `xml:"domaincheckpoint"`
-		Name        string           `xml:"name"`
-		Description string           `xml:"description"`
-		Disks       []checkpointDisk `xml:"disks>disk"`
+		XMLName      xml.Name         `xml:"domaincheckpoint"`
+		Name         string           `xml:"name"`
+		Description  string           `xml:"description"`
+		CreationTime int64            `xml:"creationTime,omitempty"` // for one that exists
+		Disks        []checkpointDisk `xml:"disks>disk"`
 	}
 	checkpointDisk struct {
 		Name       string `xml:"name,attr"`
 		Checkpoint string `xml:"checkpoint,attr"`
 	}
 )
+
+const checkpointDescription = "Sendense: the latest backup point"
 
 // exportBitmap is the name of the dirty bitmap that is exported with a disk.
 func exportBitmap(key string) string { return "backup-" + key }
@@ -71,7 +74,7 @@ func exportBitmap(key string) string { return "backup-" + key }
 func (p *plan) documents(attempt int) (job string, check libvirt.OptString, err error) {
 	b := backupXML{Mode: "pull"}
 	b.Server.Transport, b.Server.Socket = "unix", p.folder.socket()
-	c := checkpointXML{Name: p.name, Description: "Sendense: the latest backup point"}
+	c := checkpointXML{Name: p.name, Description: checkpointDescription}
 	tracks := false
 	for _, d := range p.disks {
 		bd := backupDisk{Name: d.key, Backup: "yes", Type: "file", Mode: "full", Export: d.key,
@@ -100,6 +103,9 @@ func (p *plan) documents(attempt int) (job string, check libvirt.OptString, err 
 // start begins the job. Disks whose bitmaps turn out to be unusable are changed
 // to be read whole.
 func (p *plan) start(ctx context.Context, m handle) error {
+	if err := m.idle(ctx); err != nil {
+		return err
+	}
 	for attempt := 0; ; attempt++ {
 		job, check, err := p.documents(attempt)
 		if err != nil {

@@ -39,7 +39,7 @@ func TestTrackingIsLostDiskByDiskAndNeverTheBackup(t *testing.T) {
 			"missing on the host", "missing on the host"},
 		{"libvirt's record of the checkpoint was deleted", func(t *testing.T, token string) {
 			r.deleteCheckpoint(t, token, golibvirt.DomainCheckpointDeleteMetadataOnly)
-		}, "missing on the host", "missing on the host"},
+		}, "", ""},
 		{"the bitmap of one disk was removed while the machine was off", func(t *testing.T, token string) {
 			r.restart(t, func() { run(t, "qemu-img", "bitmap", "--remove", r.disk("vda"), token) })
 		}, "missing or was not closed", ""},
@@ -50,19 +50,14 @@ func TestTrackingIsLostDiskByDiskAndNeverTheBackup(t *testing.T) {
 			r.start(t)
 		}, "missing or was not closed", "missing or was not closed"},
 		{"the machine was undefined and defined again", func(t *testing.T, _ string) {
-			x, err := r.vm.XML()
-			if err != nil {
-				t.Fatal(err)
-			}
+			r.restart(t, func() { r.defineAgain(t) })
+		}, "", ""},
+		{"the machine was defined again, and the bitmap of one disk removed", func(t *testing.T, token string) {
 			r.restart(t, func() {
-				if err := r.vm.Conn.DomainUndefineFlags(r.vm.Domain, golibvirt.DomainUndefineCheckpointsMetadata); err != nil {
-					t.Fatal(err)
-				}
-				if err := r.vm.Redefine(t.Context(), x); err != nil {
-					t.Fatal(err)
-				}
+				r.defineAgain(t)
+				run(t, "qemu-img", "bitmap", "--remove", r.disk("vda"), token)
 			})
-		}, "missing on the host", "missing on the host"},
+		}, "does not include disk vda", ""},
 		{"a disk was replaced by an empty one", func(t *testing.T, _ string) {
 			r.restart(t, func() { run(t, "qemu-img", "create", "-q", "-f", "qcow2", r.disk("vdb"), "16M") })
 		}, "", "missing or was not closed"},
@@ -85,10 +80,7 @@ func TestTrackingIsLostDiskByDiskAndNeverTheBackup(t *testing.T) {
 			p := r.read(t, inst, base)
 			r.compare(t, p)
 			finish(t, inst)
-			if got, want := r.checkpoints(t), "sendense-"+before+"-next"; got != want {
-				t.Errorf("checkpoints: got %s, want %s", got, want)
-			}
-			r.leftovers(t)
+			r.onlyOne(t, "sendense-"+before+"-next")
 
 			inst = r.begin(t, before+"-last", p.since())
 			for key, d := range disksOf(inst) {
@@ -117,6 +109,21 @@ func (r *rig) restart(t testing.TB, between func()) {
 	}
 	between()
 	r.start(t)
+}
+
+// defineAgain makes libvirt forget all that it knows of the machine.
+func (r *rig) defineAgain(t testing.TB) {
+	t.Helper()
+	x, err := r.vm.XML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.vm.Conn.DomainUndefineFlags(r.vm.Domain, golibvirt.DomainUndefineCheckpointsMetadata); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.vm.Redefine(t.Context(), x); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestDisksAreAddedRemovedAndResized(t *testing.T) {
@@ -174,9 +181,7 @@ func TestDisksAreAddedRemovedAndResized(t *testing.T) {
 	}
 	r.compare(t, r.read(t, inst, p))
 	finish(t, inst)
-	if got, want := r.checkpoints(t), "sendense-four"; got != want {
-		t.Errorf("checkpoints: got %s, want %s", got, want)
-	}
+	r.onlyOne(t, "sendense-four")
 }
 
 // captureAndWait is a capture that gets killed.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/digitalocean/go-libvirt"
+	"github.com/sendense/sendense/capture"
 )
 
 // checkpointName is the name of the checkpoint of a request's token, and the
@@ -62,8 +63,8 @@ func (h handle) checkpoints(ctx context.Context) (map[string]checkpoint, error) 
 }
 
 // forget deletes our checkpoints except those named. Libvirt refuses to delete
-// one whose bitmap is gone or broken; then its record of the checkpoint goes, so
-// that the two agree again.
+// one whose bitmap is gone or broken in one of its disks; then its record of the
+// checkpoint goes, and what is left of the bitmaps in the others.
 func (h handle) forget(ctx context.Context, keep map[string]bool) error {
 	ours, err := h.checkpoints(ctx)
 	if err != nil {
@@ -74,20 +75,42 @@ func (h handle) forget(ctx context.Context, keep map[string]bool) error {
 		if keep[name] {
 			continue
 		}
-		errs = append(errs, h.deleteCheckpoint(ctx, c.handle))
+		errs = append(errs, h.deleteCheckpoint(ctx, c))
 	}
 	return errors.Join(errs...)
 }
 
-func (h handle) deleteCheckpoint(ctx context.Context, cp libvirt.DomainCheckpoint) error {
-	err := h.conn.DomainCheckpointDelete(cp, 0)
-	if err == nil || hasCode(err, libvirt.ErrNoDomainCheckpoint) {
+// dropCheckpoint deletes the checkpoint of an instant that was given up. With a
+// machine that does not run it stays until the next instant, which deletes it:
+// bitmaps change only while the machine runs.
+func (h handle) dropCheckpoint(ctx context.Context, name string) error {
+	ours, err := h.checkpoints(ctx)
+	c, found := ours[name]
+	switch {
+	case errors.Is(err, capture.ErrNoVM):
 		return nil
+	case err != nil || !found || h.ending():
+		return err
 	}
-	// Not for a machine that is busy or does not run: that passes.
-	if hasCode(err, libvirt.ErrCheckpointInconsistent, libvirt.ErrInternalError, libvirt.ErrInvalidArg, libvirt.ErrOperationFailed) {
-		h.log.Info("checkpoint has lost its bitmap, deleting the record of it", "checkpoint", cp.Name, "err", err)
-		err = h.conn.DomainCheckpointDelete(cp, libvirt.DomainCheckpointDeleteMetadataOnly)
+	return h.deleteCheckpoint(ctx, c)
+}
+
+func (h handle) deleteCheckpoint(ctx context.Context, c checkpoint) error {
+	what := "delete checkpoint " + c.handle.Name
+	err := h.conn.DomainCheckpointDelete(c.handle, 0)
+	switch {
+	case hasCode(err, libvirt.ErrNoDomainCheckpoint):
+		return nil
+	case !hasCode(err, libvirt.ErrCheckpointInconsistent, libvirt.ErrInternalError, libvirt.ErrInvalidArg, libvirt.ErrOperationFailed):
+		return explain(ctx, what, err) // also for a machine that is busy or does not run: that passes
 	}
-	return explain(ctx, "delete checkpoint "+cp.Name, err)
+	h.log.Info("checkpoint has lost its bitmap, deleting the record of it", "checkpoint", c.handle.Name, "err", err)
+	if err := h.conn.DomainCheckpointDelete(c.handle, libvirt.DomainCheckpointDeleteMetadataOnly); err != nil {
+		return explain(ctx, what, err)
+	}
+	rest, err := h.redefine(c.handle.Name, c.disks)
+	if err != nil {
+		return nil // it was in no disk any more
+	}
+	return explain(ctx, what, h.conn.DomainCheckpointDelete(rest, 0))
 }

@@ -10,13 +10,18 @@
 // are frozen for the milliseconds that backup-begin takes. A guard process that
 // outlives us sees to it that they are thawed ([RunGuard]).
 //
-// A machine that reboots stays the same instant. One that stops or is killed does
-// not; libvirt does not let a machine migrate while it has a backup job.
+// A machine that reboots stays the same instant. One that stops, is killed or
+// migrates does not. Libvirt makes a migration wait for the end of a backup job
+// and refuses it after half a minute; a machine that is migrating already is
+// neither frozen nor captured. When it has arrived its bitmaps have, with its
+// disks, and libvirt's records of the checkpoints have not: the next instant makes
+// them anew from the bitmaps, so that changes are tracked across a migration.
 //
 // A machine that is shut down is read from its disk files, whole: libvirt has no
 // backup job for it. The change tokens of its last running instant stay good: the
 // bitmaps count from that older instant on, and name at least what changed since
-// the newer one.
+// the newer one. One that is shut off here because it runs on another host is
+// refused: libvirt knows that it migrated, or QEMU's lock on the disk tells.
 //
 // What is ours on a host is told by the prefix "sendense-": checkpoints and the
 // folder of a job. Everything else is left alone. Two captures of one machine

@@ -28,7 +28,7 @@ func (s *Source) frozenly(ctx context.Context, m *machine, d *domain, fn func() 
 	if why != "" {
 		return crash, notFrozen(why), fn()
 	}
-	g, err := startGuard(ctx, s.o.Guard, order{Socket: m.socket, UUID: uuid.UUID(m.dom.UUID).String(), AtMost: frozenAtMost})
+	g, err := startGuard(ctx, s.o.Guard, order{Socket: m.socket, UUID: uuid.UUID(m.dom.UUID).String(), AtMost: s.o.FreezeTimeout + frozenAtMost})
 	if err != nil {
 		return crash, notFrozen(err.Error()), fn()
 	}
@@ -43,6 +43,9 @@ func (s *Source) frozenly(ctx context.Context, m *machine, d *domain, fn func() 
 	thawedCount := 0
 	if terr := s.thaw(m, agent, g, &thawedCount); terr != nil {
 		m.log.Error("guest is frozen; a guard process goes on trying to thaw it", "err", terr)
+		if err != nil { // the note would be lost with the instant
+			err = fmt.Errorf("%w; the guest did not answer when it was to be thawed (%w): thaw it, on the host where it runs, with virsh domfsthaw %s", err, terr, m.dom.Name)
+		}
 		return application, fmt.Sprintf("The guest did not answer when it was to be thawed (%v).", terr), err
 	}
 	if thawedCount == 0 {

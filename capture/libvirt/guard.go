@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	// frozenAtMost is how long a guest stays frozen whatever happens.
-	frozenAtMost = 30 * time.Second
+	// frozenAtMost is how long a guest stays frozen whatever happens, beside the
+	// time that freezing it may take.
+	frozenAtMost = 10 * time.Second
 	// guardGivesUp is how long the guard tries to thaw, from then on.
 	guardGivesUp = 5 * time.Minute
 	// guardStart is how long the guard may take to be ready.
@@ -101,7 +102,7 @@ func (g *guard) dismiss(wasThawed bool) error {
 // calls it with its stdin and stdout, and exits with status 0 if it returns nil.
 // It takes its order from stdin and waits until it is told that the guest was
 // thawed. When stdin ends before that, because whoever froze the guest has died,
-// or after 30 s, it thaws the guest.
+// or after the time in the order, it thaws the guest.
 func RunGuard(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 	in := bufio.NewReader(stdin)
 	line, err := in.ReadBytes('\n')

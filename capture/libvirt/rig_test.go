@@ -3,6 +3,7 @@ package libvirt_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"encoding/xml"
 	"fmt"
 	"io"
@@ -320,6 +321,44 @@ func (r *rig) leftovers(t testing.TB) {
 	for _, f := range files {
 		t.Errorf("%s is left in the scratch folder", f.Name())
 	}
+}
+
+// onlyOne expects a checkpoint to be the only one of ours that libvirt and QEMU
+// have, and no job and no file of one to be left.
+func (r *rig) onlyOne(t testing.TB, token string) {
+	t.Helper()
+	r.leftovers(t)
+	if got := r.checkpoints(t); got != token {
+		t.Errorf("checkpoints: got %s, want %s", got, token)
+	}
+	if got := r.bitmaps(t); got != token {
+		t.Errorf("bitmaps: got %s, want %s", got, token)
+	}
+}
+
+// bitmaps returns the names of the bitmaps that QEMU keeps, each once.
+func (r *rig) bitmaps(t testing.TB) string {
+	t.Helper()
+	out, err := r.vm.Conn.QEMUDomainMonitorCommand(r.vm.Domain, `{"execute":"query-named-block-nodes","arguments":{"flat":true}}`, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var nodes struct {
+		Return []struct {
+			Bitmaps []struct{ Name string } `json:"dirty-bitmaps"`
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &nodes); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, n := range nodes.Return {
+		for _, b := range n.Bitmaps {
+			names = append(names, b.Name)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), " ")
 }
 
 func disksOf(inst capture.Instant) map[string]capture.Disk {

@@ -48,6 +48,9 @@ func (s *Source) beginRunning(ctx context.Context, m *machine, r capture.Request
 	if err := m.endStale(ctx); err != nil {
 		return nil, err
 	}
+	if err := m.idle(ctx); err != nil {
+		return nil, err
+	}
 	sweep(s.o.ScratchDir)
 	if err := checkRoom(s.o.ScratchDir, s.o.ScratchReserve); err != nil {
 		return nil, err
@@ -93,7 +96,12 @@ func (s *Source) beginRunning(ctx context.Context, m *machine, r capture.Request
 // prepare decides what to ask of each disk, and cleans up what an interrupted
 // capture left.
 func (i *running) prepare(ctx context.Context, d *domain, disks []domainDisk, r capture.Request) error {
+	var lost map[string]error
 	if len(r.Since) > 0 {
+		var err error
+		if lost, err = i.adopt(ctx, disks, i.keep); err != nil {
+			return err
+		}
 		// A full backup that fails must not cost the chain its tokens, so without
 		// any to keep nothing is deleted before Commit.
 		if err := i.forget(ctx, i.keep); err != nil {
@@ -108,7 +116,7 @@ func (i *running) prepare(ctx context.Context, d *domain, disks []domainDisk, r 
 	captured := map[string]bool{}
 	for _, disk := range disks {
 		captured[disk.Key()] = true
-		i.plan.disks = append(i.plan.disks, planDisk(&disk, r.Since[disk.Key()], have))
+		i.plan.disks = append(i.plan.disks, planDisk(&disk, r.Since[disk.Key()], have, lost))
 	}
 	for _, disk := range d.Devices.Disks {
 		if !captured[disk.Key()] {
@@ -119,7 +127,7 @@ func (i *running) prepare(ctx context.Context, d *domain, disks []domainDisk, r 
 	return err
 }
 
-func planDisk(disk *domainDisk, since string, have map[string]checkpoint) planned {
+func planDisk(disk *domainDisk, since string, have map[string]checkpoint, lost map[string]error) planned {
 	p := planned{key: disk.Key(), tracks: disk.tracks()}
 	c, known := have[since]
 	switch {
@@ -127,7 +135,7 @@ func planDisk(disk *domainDisk, since string, have map[string]checkpoint) planne
 		p.untracked = disk.noBitmaps()
 	case since == "":
 	case !known:
-		p.untracked = fmt.Sprintf("checkpoint %s is missing on the host", since)
+		p.untracked = fmt.Sprintf("checkpoint %s is missing on the host, and cannot be made anew: %v", since, lost[since])
 	case !c.disks[p.key]:
 		p.untracked = fmt.Sprintf("checkpoint %s does not include disk %s", since, p.key)
 	default:
@@ -192,7 +200,7 @@ func (i *running) Err() error {
 		found, kind, _, _, _, err := i.conn.DomainGetBlockJobInfo(i.dom, d.key, 0)
 		switch {
 		case hasCode(err, libvirt.ErrOperationInvalid):
-			i.fail("it stopped")
+			i.fail(i.howStopped())
 			return i.reason()
 		case err != nil:
 			return explain(ctx, "look for the backup job of disk "+d.key, err)
@@ -204,18 +212,23 @@ func (i *running) Err() error {
 	return nil
 }
 
-// Commit implements capture.Instant: it ends the job and leaves the instant's own
-// checkpoint as the only one of ours.
+// Commit implements capture.Instant: it leaves the instant's own checkpoint as the
+// only one of ours, and ends the job. The job comes last: a migration that waits
+// for its end would take along what is still to be deleted.
 func (i *running) Commit(ctx context.Context) error {
 	defer i.conn.bound(ctx)()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.committed = true
+	forgotten := i.forget(ctx, i.tokens())
 	if err := i.end(ctx, i.handle); err != nil {
 		return fmt.Errorf("commit instant of %s: %w", i.dom.Name, err)
 	}
-	if err := i.forget(ctx, i.tokens()); err != nil {
-		return fmt.Errorf("commit instant of %s: %w", i.dom.Name, err)
+	if forgotten != nil {
+		forgotten = i.forget(ctx, i.tokens())
+	}
+	if forgotten != nil {
+		return fmt.Errorf("commit instant of %s: %w", i.dom.Name, forgotten)
 	}
 	return nil
 }
@@ -269,9 +282,9 @@ func (i *running) giveUp() error {
 	return i.cleanUp()
 }
 
-// cleanUp ends the job and, without a Commit, deletes its checkpoint. The
-// caller's context may have taken the connection along: then it makes one of its
-// own. i.mu is held.
+// cleanUp ends the job and, without a Commit, deletes its checkpoint before that,
+// as Commit does with others. The caller's context may have taken the connection
+// along: then it makes one of its own. i.mu is held.
 func (i *running) cleanUp() error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
@@ -285,18 +298,13 @@ func (i *running) cleanUp() error {
 		h.conn = c
 	}
 	defer h.conn.bound(ctx)()
-	err := i.end(ctx, h)
 	if i.committed {
-		return err
+		return i.end(ctx, h)
 	}
-	cp, lerr := h.conn.DomainCheckpointLookupByName(h.dom, i.plan.name, 0)
-	switch {
-	case lerr == nil:
-		if !h.ending() { // else it goes with the next instant: bitmaps change only while the machine runs
-			err = errors.Join(err, h.deleteCheckpoint(ctx, cp))
-		}
-	case !hasCode(lerr, libvirt.ErrNoDomainCheckpoint, libvirt.ErrNoDomain):
-		err = errors.Join(err, explain(ctx, "look up checkpoint "+i.plan.name, lerr))
+	left := h.dropCheckpoint(ctx, i.plan.name)
+	err := i.end(ctx, h)
+	if left != nil {
+		left = h.dropCheckpoint(ctx, i.plan.name)
 	}
-	return err
+	return errors.Join(err, left)
 }
