@@ -19,6 +19,7 @@ var levels = map[string]int{
 	"image":               1,
 	"nbdserver":           1,
 	"fusemount":           1,
+	"internal/guestfs":    1,
 	"internal/nbdclient":  1,
 	"internal/state":      1,
 	"capture":             2,
