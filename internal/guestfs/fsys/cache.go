@@ -1,0 +1,98 @@
+package fsys
+
+import (
+	"container/list"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// pageSize is the unit of caching, in bytes.
+const pageSize = 64 << 10
+
+// Cached returns v with a cache of what was read last, which takes up to about
+// size bytes. It is meant for structures: reads of more than a few pages go
+// around it.
+func Cached(v Volume, size int64) Volume {
+	return &cache{vol: v, max: max(int(size/pageSize), 2), pages: map[int64]*list.Element{}}
+}
+
+// cache is a Volume that keeps pages.
+type cache struct {
+	vol Volume
+	max int // pages
+
+	mu    sync.Mutex // guards the fields below
+	pages map[int64]*list.Element
+	used  list.List // of *page, the last one used in front
+}
+
+// page is a part of a volume. Whoever asks for it first reads it.
+type page struct {
+	number int64
+	once   sync.Once
+	data   []byte
+	err    error
+}
+
+// Size implements Volume.
+func (c *cache) Size() int64 { return c.vol.Size() }
+
+// ReadAt implements Volume.
+func (c *cache) ReadAt(p []byte, off int64) error {
+	if off < 0 || off > c.vol.Size()-int64(len(p)) {
+		return fmt.Errorf("read %d bytes at %d of %d: %w", len(p), off, c.vol.Size(), io.ErrUnexpectedEOF)
+	}
+	if len(p) > 4*pageSize {
+		return c.vol.ReadAt(p, off)
+	}
+	for len(p) > 0 {
+		pg := c.page(off / pageSize)
+		if pg.err != nil {
+			return pg.err
+		}
+		n := copy(p, pg.data[off%pageSize:])
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+// page returns a page that was read, or that has an error.
+func (c *cache) page(number int64) *page {
+	c.mu.Lock()
+	el := c.pages[number]
+	if el == nil {
+		el = c.used.PushFront(&page{number: number})
+		c.pages[number] = el
+		for c.used.Len() > c.max {
+			c.drop(c.used.Back())
+		}
+	} else {
+		c.used.MoveToFront(el)
+	}
+	pg := el.Value.(*page)
+	c.mu.Unlock()
+	pg.once.Do(func() { c.load(pg, el) })
+	return pg
+}
+
+// load reads a page. One that cannot be read is not kept.
+func (c *cache) load(pg *page, el *list.Element) {
+	at := pg.number * pageSize
+	data := make([]byte, min(pageSize, c.vol.Size()-at))
+	if pg.err = c.vol.ReadAt(data, at); pg.err == nil {
+		pg.data = data
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pages[pg.number] == el {
+		c.drop(el)
+	}
+}
+
+// drop forgets a page. The lock is held.
+func (c *cache) drop(el *list.Element) {
+	c.used.Remove(el)
+	delete(c.pages, el.Value.(*page).number)
+}
