@@ -1,0 +1,139 @@
+package fstest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"embed"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sendense/sendense/internal/guest"
+	"github.com/sendense/sendense/internal/requires"
+)
+
+//go:embed machine
+var machine embed.FS
+
+// machineTimeout is how long a script may take in the machine: one without KVM
+// boots in some five seconds.
+const machineTimeout = 4 * time.Minute
+
+// InMachine runs a bash script in a virtual machine whose kernel knows what this
+// one may lack: device mapper, md, dm-crypt, FAT, exFAT, ISO 9660 and UDF. It has
+// lvm2, mdadm, cryptsetup and thin-provisioning-tools, and the images as /dev/vdc,
+// /dev/vdd and so on, for it to write. InMachine returns what the script printed,
+// and fails the test if that failed. The machine is built at the first call.
+func InMachine(t testing.TB, script string, images ...string) string {
+	t.Helper()
+	requires.Root(t)
+	requires.Tool(t, "mmdebstrap", "mkfs.ext4", "qemu-system-x86_64", "chroot", "gzip")
+	cache, err := guest.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := buildMachine(t.Context(), cache)
+	if err != nil {
+		t.Fatalf("build machine: %v", err)
+	}
+	accel, err := guest.Accel(t.Context(), cache, guest.Image{Kernel: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmp := t.TempDir()
+	scriptFile, output := filepath.Join(tmp, "script"), filepath.Join(tmp, "output")
+	padded := append([]byte(script), make([]byte, 512-len(script)%512)...)
+	if err := os.WriteFile(scriptFile, padded, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{
+		"-machine", "q35,accel=" + accel, "-m", "512", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-kernel", filepath.Join(dir, "vmlinuz"), "-initrd", filepath.Join(dir, "initrd"), "-append", "console=ttyS0 quiet panic=-1",
+		"-device", "virtio-serial", "-chardev", "file,id=out,path=" + output, "-device", "virtserialport,chardev=out,name=out",
+		"-drive", "if=virtio,format=raw,snapshot=on,file=" + filepath.Join(dir, "root.img"),
+		"-drive", "if=virtio,format=raw,read-only=on,file=" + scriptFile,
+	}
+	for _, image := range images {
+		args = append(args, "-drive", "if=virtio,format=raw,discard=unmap,file="+image)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), machineTimeout)
+	defer cancel()
+	console, err := exec.CommandContext(ctx, "qemu-system-x86_64", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("machine: %v\n%s", err, console)
+	}
+	out, err := os.ReadFile(output)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, ok := strings.CutSuffix(string(out), "exit status 0\n")
+	if !ok {
+		t.Fatalf("script in the machine failed:\n%s\n%s", out, console)
+	}
+	return text
+}
+
+// buildMachine returns the folder of the machine, and makes it first if there is
+// none of this recipe. Builds of several processes at once wait for one.
+func buildMachine(ctx context.Context, cache string) (string, error) {
+	sum, err := machineSum()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "storage-"+sum)
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(cache, "storage.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	tmp, err := os.MkdirTemp(cache, "build-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	if err := os.CopyFS(tmp, machine); err != nil {
+		return "", err
+	}
+	out, recipe := filepath.Join(tmp, "out"), filepath.Join(tmp, "machine")
+	if err := os.Mkdir(out, 0o755); err != nil {
+		return "", err
+	}
+	var log bytes.Buffer
+	cmd := exec.CommandContext(ctx, "sh", filepath.Join(recipe, "build.sh"), out, recipe)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, log.Bytes())
+	}
+	return dir, os.Rename(out, dir)
+}
+
+// machineSum returns a short name for the content of the recipe.
+func machineSum() (string, error) {
+	h := sha256.New()
+	err := fs.WalkDir(machine, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := machine.ReadFile(path)
+		fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
+		return err
+	})
+	return fmt.Sprintf("%x", h.Sum(nil)[:6]), err
+}
