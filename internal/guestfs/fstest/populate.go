@@ -22,8 +22,10 @@ type Without struct {
 	Special  bool // devices, pipes, sockets
 	Xattrs   bool
 	ACLs     bool
-	Owners   bool // and modes
-	Sparse   bool
+	// LargeXattrs are more than 700 bytes of them in one file.
+	LargeXattrs bool
+	Owners      bool // and modes
+	Sparse      bool
 	// Names that DOS could not have: trailing dots, colons, other than UTF-8.
 	OddNames bool
 	// Entries of the large directory; default 3000.
@@ -241,12 +243,17 @@ func (p *populator) attributes() {
 	small, several := p.path("attributes", "0"), p.path("attributes", "1")
 	p.must(unix.Setxattr(small, "user.comment", []byte("short"), 0))
 	for i := range 20 {
+		if p.w.LargeXattrs && i == 8 {
+			break
+		}
 		p.must(unix.Setxattr(several, fmt.Sprintf("user.name-%d", i), p.bytes(i*9), 0))
 	}
 	p.must(unix.Setxattr(p.path("attributes"), "user.on a directory", []byte{0, 1, 2, 0}, 0))
 	p.must(unix.Setxattr(several, "trusted.secret", []byte("x"), 0))
 	p.must(unix.Setxattr(p.path("attributes", "2"), "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
-	p.must(unix.Setxattr(p.path("attributes", "3"), "user.large", p.bytes(2500), 0))
+	if !p.w.LargeXattrs {
+		p.must(unix.Setxattr(p.path("attributes", "3"), "user.large", p.bytes(2500), 0))
+	}
 	if !p.w.ACLs {
 		acl := []byte{2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 232, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255,
 			16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255, 255, 255}
