@@ -1,0 +1,76 @@
+package ext4
+
+// inodeTable returns where the table of inodes of a group begins ("Block Group
+// Descriptors" in the kernel's documentation).
+func (f *fileSystem) inodeTable(group uint64) (block uint64, err error) {
+	s := f.super
+	d := make([]byte, s.descSize)
+	if err := f.meta.ReadAt(d, f.descriptor(group)); err != nil {
+		return 0, err
+	}
+	if got, want, ok := s.descChecksum(group, d), le.Uint16(d[0x1e:]), s.checksums() || s.ro&roGDTCSum != 0; ok && got != want {
+		return 0, corruptf("the checksum of group %d is 0x%x instead of 0x%x", group, got, want)
+	}
+	block = uint64(le.Uint32(d[0x8:]))
+	if s.descSize >= 64 {
+		block |= uint64(le.Uint32(d[0x28:])) << 32
+	}
+	n := uint64(s.inodesPerGroup) * uint64(s.inodeSize) / uint64(s.blockSize)
+	if block <= s.firstData || block > s.blocks || n > s.blocks-block {
+		return 0, corruptf("the inodes of group %d are said to be in block %d", group, block)
+	}
+	return block, nil
+}
+
+// descriptor returns where that of a group lies, in bytes. With meta_bg each block
+// of descriptors lies in the first of the groups that it describes.
+func (f *fileSystem) descriptor(group uint64) int64 {
+	s := f.super
+	perBlock := uint64(s.blockSize / s.descSize)
+	nth := group / perBlock
+	block := superOffset/uint64(s.blockSize) + 1 + nth
+	if s.has(incompatMetaBG) && nth >= s.firstMetaBG {
+		first := nth * perBlock
+		block = s.firstData + first*s.blocksPerGroup
+		if s.hasSuper(first) {
+			block++
+		}
+		if nth == 0 && s.blockSize == 1024 && s.firstData == 0 {
+			block++ // bigalloc: block 0 belongs to the group, the superblock is in block 1
+		}
+	}
+	return int64(block)*s.blockSize + int64(group%perBlock)*s.descSize
+}
+
+// hasSuper says whether a group has a copy of the superblock.
+func (s *superblock) hasSuper(group uint64) bool {
+	switch {
+	case group == 0:
+		return true
+	case s.compat&compatSparse2 != 0:
+		return group == uint64(le.Uint32(s.raw[0x24c:])) || group == uint64(le.Uint32(s.raw[0x250:]))
+	case group == 1 || s.ro&roSparseSuper == 0:
+		return true
+	}
+	for _, base := range []uint64{3, 5, 7} {
+		n := group
+		for n%base == 0 {
+			n /= base
+		}
+		if n == 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// descChecksum returns what a descriptor's checksum has to be.
+func (s *superblock) descChecksum(group uint64, d []byte) uint16 {
+	number := le.AppendUint32(nil, uint32(group))
+	if s.checksums() {
+		crc := crc32c(crc32c(s.seed, number), d[:0x1e])
+		return uint16(crc32c(crc32c(crc, []byte{0, 0}), d[0x20:]))
+	}
+	crc := crc16(crc16(crc16(^uint16(0), s.raw[0x68:0x78]), number), d[:0x1e])
+	return crc16(crc, d[0x20:])
+}
