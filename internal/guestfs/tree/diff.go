@@ -1,0 +1,225 @@
+package tree
+
+import (
+	"errors"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/sendense/sendense/internal/guestfs/fsys"
+	"github.com/sendense/sendense/internal/guestfs/volume"
+)
+
+// Change is what differs between two states of a machine.
+type Change struct {
+	Path string    `cbor:"1,keyasint"` // below where the comparison began
+	What What      `cbor:"2,keyasint"`
+	Old  fsys.Attr `cbor:"3,keyasint"` // of what was added: none
+	New  fsys.Attr `cbor:"4,keyasint"` // of what was removed: none
+	Err  string    `cbor:"5,keyasint"` // why it could not be compared
+}
+
+// What happened to a path.
+type What string
+
+// What may have happened to a path.
+const (
+	Added   What = "added"
+	Removed What = "removed"
+	Changed What = "changed"    // its content, target or type
+	Touched What = "attributes" // owner, mode, times, links, extended attributes
+	Unknown What = "unreadable"
+)
+
+// Dirty tells whether a range of a disk differs between the two states. Nil means
+// that nothing is known: everything is compared.
+type Dirty func(disk int, off, n int64) bool
+
+// differ compares two Systems.
+type differ struct {
+	old, new *System
+	dirty    Dirty
+	visit    func(Change) error
+	inside   map[Node]bool
+}
+
+// Diff calls visit for each path at or below a and b that differs, a being of s
+// and older than b of other, in the order of names. Inodes that lie where no disk
+// changed are taken to be what they were.
+func (s *System) Diff(a Node, other *System, b Node, dirty Dirty, visit func(Change) error) error {
+	d := &differ{old: s, new: other, dirty: dirty, visit: visit, inside: map[Node]bool{}}
+	return d.pair(".", a, b, fs.ModeIrregular)
+}
+
+// same reports that an inode is surely the same in both states, with all that it
+// says of its content.
+func (d *differ) same(a, b Node) bool {
+	if d.dirty == nil || a != b || a.FS == 0 {
+		return false
+	}
+	x, ok := d.old.inode(a)
+	if !ok {
+		return false
+	}
+	y, ok := d.new.inode(b)
+	if !ok || len(x) != len(y) {
+		return false
+	}
+	for i, p := range x {
+		if p != y[i] || p.Disk == volume.Zeroes || d.dirty(p.Disk, p.Off, p.Len) {
+			return false
+		}
+	}
+	return true
+}
+
+// inode returns where the record of an inode lies on the disks.
+func (s *System) inode(n Node) ([]volume.Piece, bool) {
+	f, err := s.fsAt(n.FS)
+	if err != nil {
+		return nil, false
+	}
+	inodes, ok := f.(fsys.Inodes)
+	located, ok2 := s.device(n.FS).(volume.Located)
+	if !ok || !ok2 {
+		return nil, false
+	}
+	off, length, err := inodes.Inode(n.ID)
+	if err != nil {
+		return nil, false
+	}
+	pieces, err := located.Locate(off, length)
+	return pieces, err == nil
+}
+
+// pair compares what a path stands for in both states. kind is its type in both,
+// if that is known and the same.
+func (d *differ) pair(name string, a, b Node, kind fs.FileMode) error {
+	same := d.same(a, b)
+	if same && kind != fs.ModeDir && kind != fs.ModeIrregular {
+		return nil
+	}
+	x, xErr := d.old.Stat(a)
+	y, yErr := d.new.Stat(b)
+	if err := errors.Join(xErr, yErr); err != nil {
+		return d.visit(Change{Path: name, What: Unknown, Old: x, New: y, Err: err.Error()})
+	}
+	if !same {
+		if what := d.compare(a, b, x, y); what != "" {
+			if err := d.visit(Change{Path: name, What: what, Old: x, New: y}); err != nil {
+				return err
+			}
+		}
+	}
+	if x.Mode.IsDir() && y.Mode.IsDir() {
+		return d.dirs(name, a, b, same)
+	}
+	if err := d.whole(name, d.old, a, x, Removed); err != nil {
+		return err
+	}
+	return d.whole(name, d.new, b, y, Added)
+}
+
+// whole reports everything below a directory that has become something else.
+func (d *differ) whole(name string, s *System, n Node, a fsys.Attr, what What) error {
+	if !a.Mode.IsDir() {
+		return nil
+	}
+	return s.Walk(n, func(below string, _ Node, a fsys.Attr, err error) (bool, error) {
+		if below == "." {
+			return false, nil
+		}
+		return false, d.visit(change(path.Join(name, below), what, a, err))
+	})
+}
+
+func change(name string, what What, a fsys.Attr, err error) Change {
+	c := Change{Path: name, What: what, New: a}
+	if what == Removed {
+		c.Old, c.New = a, fsys.Attr{}
+	}
+	if err != nil {
+		c.What, c.Err = Unknown, err.Error()
+	}
+	return c
+}
+
+// compare says what differs between two inodes; empty if nothing does.
+func (d *differ) compare(a, b Node, x, y fsys.Attr) What {
+	switch {
+	case x.Mode.Type() != y.Mode.Type():
+		return Changed
+	case x.Mode.IsRegular() && (x.Size != y.Size || !x.Modified.Equal(y.Modified) || a.ID != b.ID):
+		return Changed
+	case x.Mode.Type() == fs.ModeSymlink:
+		s, sErr := d.old.Readlink(a)
+		t, tErr := d.new.Readlink(b)
+		if s != t || sErr != nil || tErr != nil {
+			return Changed
+		}
+	case x.Mode.Type()&fs.ModeDevice != 0 && (x.Major != y.Major || x.Minor != y.Minor):
+		return Changed
+	}
+	if x.Mode != y.Mode || x.UID != y.UID || x.GID != y.GID || !x.Mode.IsDir() && (!x.Modified.Equal(y.Modified) || !x.Changed.Equal(y.Changed) ||
+		x.Links != y.Links) {
+		return Touched
+	}
+	return ""
+}
+
+// dirs compares the entries of two directories. Those of one that is the same are
+// read once.
+func (d *differ) dirs(name string, a, b Node, same bool) error {
+	if d.inside[b] {
+		return d.visit(Change{Path: name, What: Unknown, Err: errLoop.Error()})
+	}
+	d.inside[b] = true
+	defer delete(d.inside, b)
+	x, xErr := d.old.sorted(a)
+	y, yErr := x, xErr
+	if !same || xErr != nil {
+		y, yErr = d.new.sorted(b)
+	}
+	if err := errors.Join(xErr, yErr); err != nil {
+		if err := d.visit(Change{Path: name, What: Unknown, Err: err.Error()}); err != nil {
+			return err
+		}
+	}
+	for len(x) > 0 || len(y) > 0 {
+		var err error
+		switch {
+		case len(y) == 0 || len(x) > 0 && x[0].Name < y[0].Name:
+			err = d.alone(path.Join(name, x[0].Name), d.old, x[0].Node, Removed)
+			x = x[1:]
+		case len(x) == 0 || y[0].Name < x[0].Name:
+			err = d.alone(path.Join(name, y[0].Name), d.new, y[0].Node, Added)
+			y = y[1:]
+		default:
+			kind := fs.ModeIrregular
+			if x[0].Type == y[0].Type {
+				kind = x[0].Type
+			}
+			err = d.pair(path.Join(name, x[0].Name), x[0].Node, y[0].Node, kind)
+			x, y = x[1:], y[1:]
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alone reports what only one of the states has.
+func (d *differ) alone(name string, s *System, n Node, what What) error {
+	return s.Walk(n, func(below string, _ Node, a fsys.Attr, err error) (bool, error) {
+		return false, d.visit(change(path.Join(name, below), what, a, err))
+	})
+}
+
+// sorted returns the entries of a directory in the order of names.
+func (s *System) sorted(n Node) ([]Entry, error) {
+	list, err := s.ReadDir(n)
+	slices.SortFunc(list, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
+	return list, err
+}

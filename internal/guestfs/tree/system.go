@@ -1,0 +1,328 @@
+// Package tree makes one tree of the file systems of a machine, as the guest saw
+// it, and one by position: disk-0/p1/…. It resolves paths, walks, finds and
+// compares. It works on open file systems and knows nothing of processes, sockets
+// or backups.
+package tree
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync"
+
+	"github.com/sendense/sendense/internal/guestfs/fsys"
+	"github.com/sendense/sendense/internal/guestfs/volume"
+)
+
+// Volume is a place in which there may be a file system.
+type Volume struct {
+	// Path is where it stands by position: disk-0/p1, disk-0/vg0/root, disk-0/fs.
+	Path string `cbor:"1,keyasint"`
+	// Type is what it holds, as blkid calls it; empty if that is not known.
+	Type  string `cbor:"2,keyasint"`
+	Label string `cbor:"3,keyasint"`
+	UUID  string `cbor:"4,keyasint"`
+	Size  int64  `cbor:"5,keyasint"` // bytes
+	// Refusal says why it cannot be read, in a sentence. Empty if it can, or if
+	// nobody has tried yet.
+	Refusal string `cbor:"6,keyasint"`
+	// Notes are those of its file system.
+	Notes []string `cbor:"7,keyasint"`
+	// Mounted is where the guest has it in its tree; empty if nowhere.
+	Mounted string `cbor:"8,keyasint"`
+	// PartUUID and Devices are further names by which an fstab may call it, such as
+	// /dev/mapper/vg0-root.
+	PartUUID string   `cbor:"9,keyasint"`
+	Devices  []string `cbor:"10,keyasint"`
+	// Free is how many bytes of the file system are free; -1: not known.
+	Free int64 `cbor:"11,keyasint"`
+
+	Device fsys.Volume `cbor:"-"` // nil: it cannot be read
+}
+
+// Opener opens the file system of a type; subvolume chooses one of several, by
+// path, where the file system has such.
+type Opener func(v fsys.Volume, fsType, subvolume string) (fsys.FileSystem, error)
+
+// Node is an inode of one of the file systems. The zero Node is the top of the
+// tree by position.
+type Node struct {
+	FS int     `cbor:"1,keyasint"` // 0: the tree by position; else 1 + the index of a mounted file system
+	ID fsys.ID `cbor:"2,keyasint"`
+}
+
+// System is what the disks of a machine hold. Its methods may be called
+// concurrently.
+type System struct {
+	open    Opener
+	names   *names
+	root    Node
+	hasRoot bool
+	os      OS
+
+	mu      sync.Mutex // guards the fields below
+	volumes []Volume
+	mounted []*mounted
+	over    map[Node]Node // directories on which something is mounted
+}
+
+// mounted is a file system, or a subvolume of one, that is opened when it is
+// needed.
+type mounted struct {
+	volume    int
+	subvolume string
+	once      sync.Once
+	fs        fsys.FileSystem
+	err       error
+}
+
+// Open makes a System of volumes. It reads what it takes to find the guest's own
+// tree; whatever is wrong with one volume leaves the others alone.
+func Open(volumes []Volume, open Opener) *System {
+	s := &System{open: open, volumes: volumes, over: map[Node]Node{}}
+	for i := range s.volumes {
+		s.volumes[i].Free = -1
+		s.mounted = append(s.mounted, &mounted{volume: i})
+	}
+	s.names = newNames(s.volumes)
+	s.assemble()
+	return s
+}
+
+// Volumes returns what was found, with what was learnt of it by now.
+func (s *System) Volumes() []Volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Volume(nil), s.volumes...)
+}
+
+// OS says what runs on the machine.
+func (s *System) OS() OS { return s.os }
+
+// fsAt opens a file system.
+func (s *System) fsAt(i int) (fsys.FileSystem, error) {
+	s.mu.Lock()
+	if i < 1 || i > len(s.mounted) {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("file system %d: %w", i, fs.ErrNotExist)
+	}
+	m := s.mounted[i-1]
+	s.mu.Unlock()
+	m.once.Do(func() { s.openVolume(m) })
+	return m.fs, m.err
+}
+
+// openVolume opens what m stands for, and notes what it is like.
+func (s *System) openVolume(m *mounted) {
+	s.mu.Lock()
+	v := s.volumes[m.volume]
+	s.mu.Unlock()
+	switch {
+	case v.Device == nil:
+		m.err = fmt.Errorf("%s: %s: %w", v.Path, orElse(v.Refusal, "it cannot be read"), fsys.ErrUnsupported)
+		return
+	case v.Type == "":
+		m.err = fmt.Errorf("%s holds nothing that is known: %w", v.Path, fsys.ErrNotFound)
+	default:
+		m.fs, m.err = s.open(v.Device, v.Type, m.subvolume)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.err != nil {
+		s.volumes[m.volume].Refusal = m.err.Error()
+		m.err = fmt.Errorf("open %s: %w", v.Path, m.err)
+		return
+	}
+	info := m.fs.Info()
+	s.volumes[m.volume].Notes, s.volumes[m.volume].Free = info.Notes, info.Free
+}
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+// mountIndex returns the number of a volume's file system, or of its subvolume.
+func (s *System) mountIndex(volume int, subvolume string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, m := range s.mounted {
+		if m.volume == volume && m.subvolume == subvolume {
+			return i + 1
+		}
+	}
+	s.mounted = append(s.mounted, &mounted{volume: volume, subvolume: subvolume})
+	return len(s.mounted)
+}
+
+// rootOf returns the topmost directory of a file system.
+func (s *System) rootOf(i int) (Node, error) {
+	f, err := s.fsAt(i)
+	if err != nil {
+		return Node{}, err
+	}
+	return Node{i, f.Root()}, nil
+}
+
+// crossed returns what is mounted on n, or n.
+func (s *System) crossed(n Node) Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if to, ok := s.over[n]; ok {
+		return to
+	}
+	return n
+}
+
+// Stat returns the attributes of a node.
+func (s *System) Stat(n Node) (fsys.Attr, error) {
+	if n.FS == 0 {
+		return s.names.stat(n.ID)
+	}
+	f, err := s.fsAt(n.FS)
+	if err != nil {
+		return fsys.Attr{}, err
+	}
+	return f.Stat(n.ID)
+}
+
+// Lookup returns what a name in a directory stands for.
+func (s *System) Lookup(dir Node, name string) (Node, error) {
+	if dir.FS == 0 {
+		return s.lookupName(dir.ID, name)
+	}
+	f, err := s.fsAt(dir.FS)
+	if err != nil {
+		return Node{}, err
+	}
+	id, err := f.Lookup(dir.ID, name)
+	if err != nil {
+		return Node{}, err
+	}
+	return s.crossed(Node{dir.FS, id}), nil
+}
+
+// Entry is a name in a directory.
+type Entry struct {
+	Name string      `cbor:"1,keyasint"`
+	Node Node        `cbor:"2,keyasint"`
+	Type fs.FileMode `cbor:"3,keyasint"` // type bits, or fs.ModeIrregular if not known
+}
+
+// ReadDir returns the entries of a directory, in the order of the disk.
+func (s *System) ReadDir(dir Node) ([]Entry, error) {
+	if dir.FS == 0 {
+		return s.readNames(dir.ID)
+	}
+	f, err := s.fsAt(dir.FS)
+	if err != nil {
+		return nil, err
+	}
+	var list []Entry
+	err = f.ReadDir(dir.ID, func(e fsys.Entry) bool {
+		if validName(e.Name) {
+			list = append(list, Entry{e.Name, s.crossed(Node{dir.FS, e.ID}), e.Type})
+		}
+		return true
+	})
+	return list, err
+}
+
+// validName keeps out what no path can name: an entry that calls itself "..", or
+// has a slash in it, is not shown to anybody.
+func validName(name string) bool {
+	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00")
+}
+
+// Readlink returns the target of a symbolic link.
+func (s *System) Readlink(n Node) (string, error) {
+	f, err := s.fsAt(n.FS)
+	if err != nil {
+		return "", err
+	}
+	return f.Readlink(n.ID)
+}
+
+// Xattrs returns extended attributes.
+func (s *System) Xattrs(n Node) ([]fsys.Xattr, error) {
+	if n.FS == 0 {
+		return nil, nil
+	}
+	f, err := s.fsAt(n.FS)
+	if err != nil {
+		return nil, err
+	}
+	return f.Xattrs(n.ID)
+}
+
+// ReadAt reads content, as fsys.FileSystem does.
+func (s *System) ReadAt(n Node, p []byte, off int64) (int, error) {
+	f, err := s.fsAt(n.FS)
+	if err != nil {
+		return 0, err
+	}
+	return f.ReadAt(n.ID, p, off)
+}
+
+// Extent is a run of content with its place on a disk of the machine.
+type Extent struct {
+	Kind fsys.Kind `cbor:"1,keyasint"`
+	Len  int64     `cbor:"2,keyasint"`
+	Disk int       `cbor:"3,keyasint"` // of Data: its Index
+	At   int64     `cbor:"4,keyasint"` // byte of that disk
+}
+
+// Extents returns where content lies on the disks of the machine, from off on. It
+// may return fewer than there are.
+func (s *System) Extents(n Node, off, length int64) ([]Extent, error) {
+	f, err := s.fsAt(n.FS)
+	if err != nil {
+		return nil, err
+	}
+	list, err := f.Extents(n.ID, off, length)
+	if err != nil {
+		return nil, err
+	}
+	located, _ := s.device(n.FS).(volume.Located)
+	var exts []Extent
+	for _, e := range list {
+		if e.Len <= 0 || e.Off != off {
+			return nil, errors.New("the file system gives extents that do not follow each other")
+		}
+		off += e.Len
+		switch {
+		case e.Kind == fsys.Data && located != nil:
+			pieces, err := located.Locate(e.At, e.Len)
+			if err != nil {
+				return nil, err
+			}
+			covered := int64(0)
+			for _, p := range pieces {
+				x := Extent{Kind: fsys.Data, Len: p.Len, Disk: p.Disk, At: p.Off}
+				if p.Disk == volume.Zeroes {
+					x = Extent{Kind: fsys.Hole, Len: p.Len}
+				}
+				exts = append(exts, x)
+				covered += p.Len
+			}
+			if covered < e.Len {
+				return exts, nil
+			}
+		case e.Kind == fsys.Data:
+			exts = append(exts, Extent{Kind: fsys.Opaque, Len: e.Len})
+		default:
+			exts = append(exts, Extent{Kind: e.Kind, Len: e.Len})
+		}
+	}
+	return exts, nil
+}
+
+// device returns what a file system lies on.
+func (s *System) device(mount int) fsys.Volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.volumes[s.mounted[mount-1].volume].Device
+}

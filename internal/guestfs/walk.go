@@ -1,0 +1,107 @@
+package guestfs
+
+import (
+	"context"
+	"path"
+	"strings"
+
+	"github.com/sendense/sendense/block"
+	"github.com/sendense/sendense/internal/guestfs/proto"
+)
+
+// Walk calls visit for n and what is below it, as far as m chooses it, in the order
+// of names; names are paths from n, which is ".". An error of an entry is what
+// kept it, or what is in it, from being read.
+func (g *Guest) Walk(ctx context.Context, n Node, m Match, visit func(Entry) error) error {
+	begun, err := g.call(ctx, proto.Request{Op: proto.Walk, Node: n, Match: m})
+	if err != nil {
+		return err
+	}
+	return g.stream(ctx, begun.Stream, func(r proto.Reply) error {
+		for _, e := range r.Entries {
+			if !relative(e.Name) {
+				return errProtocol
+			}
+			if err := visit(Entry{e.Name, e.Node, e.Attr.Unpack(), e.Err.Unpack()}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// relative reports whether a path leads down and nowhere else.
+func relative(p string) bool {
+	return p != "" && p[0] != '/' && path.Clean(p) == p && p != ".." && !strings.HasPrefix(p, "../") && !strings.Contains(p, "\x00")
+}
+
+// stream fetches a stream to its end, or stops it.
+func (g *Guest) stream(ctx context.Context, id uint64, take func(proto.Reply) error) error {
+	for {
+		r, err := g.call(ctx, proto.Request{Op: proto.Next, Stream: id})
+		if err == nil && r.Done {
+			return nil
+		}
+		if err == nil {
+			err = take(r)
+		}
+		if err != nil {
+			// It ends there whether or not this is heard.
+			_, _ = g.call(context.WithoutCancel(ctx), proto.Request{Op: proto.Stop, Stream: id})
+			return err
+		}
+	}
+}
+
+// Change is what differs between two states of a machine.
+type Change struct {
+	Path     string // below where the comparison began
+	What     What
+	Old, New Attr   // of what was added or removed only one
+	Err      string // why it could not be compared
+}
+
+// Dirty are the ranges in which each disk, by index, differs between two states.
+type Dirty map[int][]block.Range
+
+// Diff calls visit for each path at or below a and b that differs, a being of
+// older, in the order of names. Both come from one [OpenTwo]. Where dirty tells
+// what differs on all disks, inodes that lie elsewhere are not even read.
+func Diff(ctx context.Context, older *Guest, a Node, newer *Guest, b Node, dirty Dirty, visit func(Change) error) error {
+	for index, list := range dirty {
+		if err := older.tell(ctx, index, list); err != nil {
+			return err
+		}
+	}
+	begun, err := older.call(ctx, proto.Request{Op: proto.Diff, Node: a, Other: b})
+	if err != nil {
+		return err
+	}
+	return older.stream(ctx, begun.Stream, func(r proto.Reply) error {
+		for _, c := range r.Changes {
+			if !relative(c.Path) {
+				return errProtocol
+			}
+			if err := visit(Change{c.Path, c.What, c.Old.Unpack(), c.New.Unpack(), c.Err}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// tell says which ranges of a disk differ.
+func (g *Guest) tell(ctx context.Context, index int, list []block.Range) error {
+	for first := true; first || len(list) > 0; first = false {
+		n := min(len(list), 50_000)
+		r := proto.Request{Op: proto.Dirty, N: int64(index)}
+		for _, x := range list[:n] {
+			r.Ranges = append(r.Ranges, [2]int64{x.Off, x.Len})
+		}
+		if _, err := g.call(ctx, r); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
+}
