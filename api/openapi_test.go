@@ -17,6 +17,7 @@ import (
 	"github.com/sendense/sendense/api"
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/capture"
+	"github.com/sendense/sendense/internal/guestfs"
 	"github.com/sendense/sendense/internal/repository"
 )
 
@@ -40,7 +41,7 @@ type schema struct {
 	Items      *schema           `json:"items"`
 	Properties map[string]schema `json:"properties"`
 	Required   []string          `json:"required"`
-	Additional *bool             `json:"additionalProperties"`
+	Additional any               `json:"additionalProperties"`
 }
 
 type operation struct {
@@ -73,6 +74,8 @@ var types = map[string]any{
 	"DraftDiskInfo": appliance.DraftDiskInfo{}, "DiffersRequest": api.DiffersRequest{}, "DiffersReply": api.DiffersReply{},
 	"ProgressReport": api.ProgressReport{}, "CommitRequest": appliance.CommitRequest{}, "Config": capture.Config{},
 	"DiskResult": capture.DiskResult{}, "AbortRequest": api.AbortRequest{}, "Code": appliance.Code(""),
+	"Contents": appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
+	"FileChange": appliance.FileChange{}, "FileVersion": appliance.FileVersion{}, "FileLine": api.FileLine{},
 }
 
 var variable = regexp.MustCompile(`\{(\w+):[^}]*\}`)
@@ -175,8 +178,11 @@ func TestSchemasHaveTheMembersOfTheTypes(t *testing.T) {
 					continue
 				}
 				member, options, _ := strings.Cut(tag, ",")
+				if member == "-" {
+					continue
+				}
 				members = append(members, member)
-				if !strings.Contains(options, "omitempty") {
+				if !strings.Contains(options, "omit") {
 					required = append(required, member)
 				}
 				if p, ok := s.Properties[member]; ok {
@@ -232,7 +238,7 @@ func checkType(t *testing.T, at string, s schema, typ reflect.Type) {
 		want = schema{Type: "integer", Format: "int64"}
 	default:
 		want = schema{Type: map[reflect.Kind]string{reflect.String: "string", reflect.Bool: "boolean",
-			reflect.Int: "integer", reflect.Float64: "number"}[typ.Kind()], Format: s.Format}
+			reflect.Int: "integer", reflect.Uint32: "integer", reflect.Map: "object", reflect.Float64: "number"}[typ.Kind()], Format: s.Format}
 	}
 	if s.Type != want.Type || s.Format != want.Format || s.Encoding != want.Encoding {
 		t.Errorf("%s: got %s %s %s, want %s %s %s", at, s.Type, s.Format, s.Encoding, want.Type, want.Format, want.Encoding)

@@ -57,6 +57,7 @@ type Appliance struct {
 	jobs    *jobs
 	inbox   *nbdserver.Server // receives drafts
 	inboxAt *Listener
+	guests  *guests // points being browsed
 
 	stop func() // ends the inbox
 	wg   sync.WaitGroup
@@ -84,6 +85,7 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 			running: map[string]*running{}, unrecorded: map[string]Job{}},
 		drafts: map[string]*Draft{}, exports: map[string]*export{}}
 	a.jobs.onEnd = a.jobEnded
+	a.guests = &guests{a: a, open: map[guestKey]*openGuest{}}
 	marked, err := a.jobs.recover()
 	if err != nil {
 		a.log.Warn("jobs could not all be read", "err", err)
@@ -133,6 +135,7 @@ func (a *Appliance) Close() error {
 	for _, e := range exports {
 		errs = append(errs, a.endExport(e))
 	}
+	a.guests.closeIdle()
 	a.stop()
 	a.wg.Wait()
 	return errors.Join(errs...)

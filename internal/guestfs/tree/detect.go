@@ -7,15 +7,15 @@ import (
 
 // OS says what runs on a machine, as far as its disks tell.
 type OS struct {
-	Family   string `cbor:"1,keyasint"` // linux, windows, freebsd; empty: not known
-	ID       string `cbor:"2,keyasint"` // of os-release: debian
-	Name     string `cbor:"3,keyasint"` // for people: Debian GNU/Linux 12 (bookworm)
-	Version  string `cbor:"4,keyasint"`
-	Hostname string `cbor:"5,keyasint"`
+	Family   string `cbor:"1,keyasint" json:"family,omitempty"` // linux, windows, freebsd; empty: not known
+	ID       string `cbor:"2,keyasint" json:"id,omitempty"`     // of os-release: debian
+	Name     string `cbor:"3,keyasint" json:"name,omitempty"`   // for people: Debian GNU/Linux 12 (bookworm)
+	Version  string `cbor:"4,keyasint" json:"version,omitempty"`
+	Hostname string `cbor:"5,keyasint" json:"hostname,omitempty"`
 	// Kernels are the versions whose modules are installed.
-	Kernels []string `cbor:"6,keyasint"`
+	Kernels []string `cbor:"6,keyasint" json:"kernels,omitempty"`
 	// Notes say what could not be assembled, each in a sentence.
-	Notes []string `cbor:"7,keyasint"`
+	Notes []string `cbor:"7,keyasint" json:"notes,omitempty"`
 }
 
 // detect fills in what runs on the machine.

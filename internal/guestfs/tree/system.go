@@ -18,27 +18,27 @@ import (
 // Volume is a place in which there may be a file system.
 type Volume struct {
 	// Path is where it stands by position: disk-0/p1, disk-0/vg0/root, disk-0/fs.
-	Path string `cbor:"1,keyasint"`
+	Path string `cbor:"1,keyasint" json:"path"`
 	// Type is what it holds, as blkid calls it; empty if that is not known.
-	Type  string `cbor:"2,keyasint"`
-	Label string `cbor:"3,keyasint"`
-	UUID  string `cbor:"4,keyasint"`
-	Size  int64  `cbor:"5,keyasint"` // bytes
+	Type  string `cbor:"2,keyasint" json:"type,omitempty"`
+	Label string `cbor:"3,keyasint" json:"label,omitempty"`
+	UUID  string `cbor:"4,keyasint" json:"uuid,omitempty"`
+	Size  int64  `cbor:"5,keyasint" json:"size"` // bytes
 	// Refusal says why it cannot be read, in a sentence. Empty if it can, or if
 	// nobody has tried yet.
-	Refusal string `cbor:"6,keyasint"`
+	Refusal string `cbor:"6,keyasint" json:"refusal,omitempty"`
 	// Notes are those of its file system.
-	Notes []string `cbor:"7,keyasint"`
+	Notes []string `cbor:"7,keyasint" json:"notes,omitempty"`
 	// Mounted is where the guest has it in its tree; empty if nowhere.
-	Mounted string `cbor:"8,keyasint"`
+	Mounted string `cbor:"8,keyasint" json:"mounted,omitempty"`
 	// PartUUID and Devices are further names by which an fstab may call it, such as
 	// /dev/mapper/vg0-root.
-	PartUUID string   `cbor:"9,keyasint"`
-	Devices  []string `cbor:"10,keyasint"`
+	PartUUID string   `cbor:"9,keyasint" json:"part_uuid,omitempty"`
+	Devices  []string `cbor:"10,keyasint" json:"devices,omitempty"`
 	// Free is how many bytes of the file system are free; -1: not known.
-	Free int64 `cbor:"11,keyasint"`
+	Free int64 `cbor:"11,keyasint" json:"free"`
 
-	Device fsys.Volume `cbor:"-"` // nil: it cannot be read
+	Device fsys.Volume `cbor:"-" json:"-"` // nil: it cannot be read
 }
 
 // Opener opens the file system of a type; subvolume chooses one of several, by

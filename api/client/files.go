@@ -1,0 +1,118 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/sendense/sendense/api"
+	"github.com/sendense/sendense/appliance"
+)
+
+func filesPath(r appliance.FilesRequest, what string, more url.Values) string {
+	q := url.Values{"path": {r.Path}}
+	if r.Verified {
+		q.Set("verified", "true")
+	}
+	for k, v := range more {
+		q[k] = v
+	}
+	return vmPath(r.VM) + "/points/" + url.PathEscape(r.Point) + what + "?" + q.Encode()
+}
+
+// Contents tells what runs on a machine, and what file systems it has.
+func (c *Client) Contents(ctx context.Context, vm, point string) (appliance.Contents, error) {
+	return get[appliance.Contents](ctx, c, "GET", filesPath(appliance.FilesRequest{VM: vm, Point: point}, "/contents", nil), nil)
+}
+
+// Stat tells of one file, with its extended attributes.
+func (c *Client) Stat(ctx context.Context, r appliance.FilesRequest, follow bool) (appliance.File, error) {
+	return get[appliance.File](ctx, c, "GET", filesPath(r, "/files/stat", url.Values{"follow": {strconv.FormatBool(follow)}}), nil)
+}
+
+// List calls yield for a place, and then for each entry if it is a directory.
+func (c *Client) List(ctx context.Context, r appliance.FilesRequest, yield func(appliance.File) error) error {
+	return c.lines(ctx, filesPath(r, "/files/list", nil), func(l api.FileLine) error { return fileOf(l, yield) })
+}
+
+// Find calls yield for each file at or below a place that r chooses.
+func (c *Client) Find(ctx context.Context, r appliance.FindRequest, yield func(appliance.File) error) error {
+	q := url.Values{"name": {r.Name}, "type": {r.Type}, "fold_case": {strconv.FormatBool(r.FoldCase)}, "xattrs": {strconv.FormatBool(r.Xattrs)}}
+	for name, v := range map[string]int64{"min_size": r.MinSize, "max_size": r.MaxSize, "after": r.After, "before": r.Before, "depth": int64(r.Shallow)} {
+		q.Set(name, strconv.FormatInt(v, 10))
+	}
+	return c.lines(ctx, filesPath(r.FilesRequest, "/files/find", q), func(l api.FileLine) error { return fileOf(l, yield) })
+}
+
+func fileOf(l api.FileLine, yield func(appliance.File) error) error {
+	if l.File == nil {
+		return fmt.Errorf("a line without a file")
+	}
+	return yield(*l.File)
+}
+
+// Diff calls yield for each path at or below r.Path that differs in a newer point.
+func (c *Client) Diff(ctx context.Context, r appliance.FilesRequest, newer string, yield func(appliance.FileChange) error) error {
+	return c.lines(ctx, filesPath(r, "/files/diff", url.Values{"newer": {newer}}), func(l api.FileLine) error {
+		if l.Change == nil {
+			return fmt.Errorf("a line without a change")
+		}
+		return yield(*l.Change)
+	})
+}
+
+// Versions tells what a path was in each point of a machine.
+func (c *Client) Versions(ctx context.Context, vm, path string) ([]appliance.FileVersion, error) {
+	return get[[]appliance.FileVersion](ctx, c, "GET", vmPath(vm)+"/versions?"+url.Values{"path": {path}}.Encode(), nil)
+}
+
+// ReadFile returns the content of a file from off on, and how much that is. The
+// caller closes it.
+func (c *Client) ReadFile(ctx context.Context, r appliance.FilesRequest, off int64) (io.ReadCloser, int64, error) {
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://control"+filesPath(r, "/files/content", nil), nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	if off > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", off))
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, 0, c.unreachable(ctx, err)
+	}
+	if resp.StatusCode >= 300 {
+		defer resp.Body.Close()
+		return nil, 0, decodeProblem(resp)
+	}
+	return resp.Body, resp.ContentLength, nil
+}
+
+// lines calls take for each line of an answer.
+func (c *Client) lines(ctx context.Context, path string, take func(api.FileLine) error) error {
+	resp, err := c.send(ctx, "GET", path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	d := json.NewDecoder(bufio.NewReaderSize(resp.Body, 256<<10))
+	for {
+		var l api.FileLine
+		if err := d.Decode(&l); err != nil {
+			return c.unreachable(ctx, fmt.Errorf("read answer: %w", err))
+		}
+		switch {
+		case l.Done:
+			return nil
+		case l.Problem != nil:
+			return &appliance.Error{Code: l.Problem.Code, Msg: l.Problem.Detail, Hint: l.Problem.Hint}
+		}
+		if err := take(l); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,238 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/sendense/sendense/internal/guestfs"
+	"github.com/sendense/sendense/internal/repository"
+)
+
+// idleGuest is how long the disks of a point stay open after the last use.
+const idleGuest = 30 * time.Second
+
+// maxGuests is how many points are open for browsing at a time, if nobody uses
+// them at the moment.
+const maxGuests = 8
+
+// guests keeps points open that are being browsed: opening one starts a process
+// and looks for its file systems.
+type guests struct {
+	a *Appliance
+
+	mu     sync.Mutex // guards the fields below
+	open   map[guestKey]*openGuest
+	closed bool
+}
+
+type guestKey struct {
+	vm       repository.VMID
+	point    repository.PointID
+	verified bool
+}
+
+// openGuest is a point with its disks open.
+type openGuest struct {
+	key   guestKey
+	ready chan struct{} // closed when the fields below are set
+	guest *guestfs.Guest
+	disks []repository.Disk
+	err   error
+
+	users int // guarded by guests.mu
+	used  time.Time
+	timer *time.Timer
+}
+
+// get opens a point, or finds it open. The caller calls release.
+func (g *guests) get(ctx context.Context, p Point, verified bool) (*openGuest, error) {
+	key := guestKey{p.VM, p.ID, verified}
+	for {
+		g.mu.Lock()
+		if g.closed {
+			g.mu.Unlock()
+			return nil, errShutdown
+		}
+		o := g.open[key]
+		if o == nil {
+			o = &openGuest{key: key, ready: make(chan struct{}), users: 1}
+			g.open[key] = o
+			g.mu.Unlock()
+			o.guest, o.disks, o.err = g.a.openGuest(ctx, p, verified)
+			close(o.ready)
+		} else {
+			o.users++
+			g.mu.Unlock()
+		}
+		select {
+		case <-o.ready:
+		case <-ctx.Done():
+			g.release(o)
+			return nil, ctx.Err()
+		}
+		if o.err != nil {
+			g.release(o)
+			return nil, o.err
+		}
+		select {
+		case <-o.guest.Done():
+			// It died under somebody else's request.
+			g.forget(o)
+			g.release(o)
+		default:
+			return o, nil
+		}
+	}
+}
+
+// forget lets the next one who asks open the point anew.
+func (g *guests) forget(o *openGuest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.open[o.key] == o {
+		delete(g.open, o.key)
+	}
+}
+
+// release gives an open point back. It stays open for a while.
+func (g *guests) release(o *openGuest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	o.users--
+	o.used = g.a.opts.Now()
+	if o.users > 0 {
+		return
+	}
+	kept := g.open[o.key] == o
+	if !kept || o.err != nil || g.closed {
+		if kept {
+			delete(g.open, o.key)
+		}
+		o.close()
+		return
+	}
+	if o.timer != nil {
+		o.timer.Stop()
+	}
+	o.timer = time.AfterFunc(idleGuest, func() { g.expire(o) })
+	g.evict()
+}
+
+// expire closes an open point that nobody has used for a while.
+func (g *guests) expire(o *openGuest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if o.users == 0 && g.open[o.key] == o && g.a.opts.Now().Sub(o.used) >= idleGuest {
+		delete(g.open, o.key)
+		o.close()
+	}
+}
+
+// evict closes the point that has been idle for longest where there are too many.
+func (g *guests) evict() {
+	var idle *openGuest
+	n := 0
+	for _, o := range g.open {
+		if o.users > 0 {
+			continue
+		}
+		n++
+		if idle == nil || o.used.Before(idle.used) {
+			idle = o
+		}
+	}
+	if n > maxGuests {
+		delete(g.open, idle.key)
+		idle.close()
+	}
+}
+
+// close gives up what was opened. It is called once, by who removed o.
+func (o *openGuest) close() {
+	if o.timer != nil {
+		o.timer.Stop()
+	}
+	if o.guest != nil {
+		o.guest.Close()
+	}
+	_ = closeAll(o.disks) // they were only read
+	o.guest, o.disks = nil, nil
+}
+
+// closeIdle closes all that nobody uses, and the others when they are released.
+func (g *guests) closeIdle() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+	for key, o := range g.open {
+		if o.users == 0 {
+			delete(g.open, key)
+			o.close()
+		}
+	}
+}
+
+// openGuest opens the disks of a point and looks at what is on them.
+func (a *Appliance) openGuest(ctx context.Context, p Point, verified bool) (*guestfs.Guest, []repository.Disk, error) {
+	disks, list, err := a.openDisks(ctx, p, verified)
+	if err != nil {
+		return nil, nil, err
+	}
+	g, err := guestfs.Open(ctx, list, guestfs.Options{})
+	if err != nil {
+		return nil, nil, errors.Join(filesError(p, "", err), closeAll(disks))
+	}
+	return g, disks, nil
+}
+
+// openDisks opens the disks of a point.
+func (a *Appliance) openDisks(ctx context.Context, p Point, verified bool) ([]repository.Disk, []guestfs.Disk, error) {
+	var disks []repository.Disk
+	var list []guestfs.Disk
+	for _, d := range p.Disks {
+		x, err := a.repo.OpenDisk(ctx, p.VM, p.ID, d.Index, repository.OpenOptions{Verified: verified})
+		if err != nil {
+			return nil, nil, errors.Join(userError(err), closeAll(disks))
+		}
+		disks = append(disks, x)
+		list = append(list, guestfs.Disk{Index: d.Index, Device: x})
+	}
+	return disks, list, nil
+}
+
+// filesError turns what a guest's file systems report into what a user is told.
+func filesError(p Point, path string, err error) error {
+	var at *guestfs.PathError
+	isPath := errors.As(err, &at)
+	if isPath {
+		path = at.Path
+	}
+	list := fmt.Sprintf("List what there is with: sendense-control ls %s %s", p.VM, p.ID)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, guestfs.ErrNoRoot):
+		return &Error{Code: CodeNotFound, Err: err, Msg: "No operating system was found on the disks, so there is no path that begins with a slash.",
+			Hint: fmt.Sprintf("Name the file system by its position, as disk-0/p1/…: sendense-control ls %s %s disk-0", p.VM, p.ID)}
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, guestfs.ErrNotDir):
+		e := &Error{Code: CodeNotFound, Err: err, Msg: fmt.Sprintf("There is no %s in point %s.", path, p.ID), Hint: list + "."}
+		if isPath && at.Nearest != "" {
+			e.Hint = fmt.Sprintf("The nearest that exists is %s. List it with: sendense-control ls %s %s %s", at.Nearest, p.VM, p.ID, at.Nearest)
+		}
+		return e
+	case errors.Is(err, guestfs.ErrUnsupported):
+		return &Error{Code: CodeInvalid, Err: err, Msg: sentence(err.Error()),
+			Hint: "Export the disk and open it with a system that can read it: sendense-control export."}
+	case errors.Is(err, guestfs.ErrCorrupt):
+		return &Error{Code: CodeCorrupt, Err: err, Msg: sentence("the guest's own file system: " + err.Error()),
+			Hint: fmt.Sprintf("It was so on the guest's disk if this finds nothing: sendense-control verify %s --point %s", p.VM, p.ID)}
+	case errors.Is(err, guestfs.ErrDied):
+		return &Error{Code: CodeCorrupt, Err: err, Msg: sentence(err.Error()),
+			Hint: "What is on the disk may be damaged or hostile. Other points and exports are not affected."}
+	}
+	return userError(err)
+}
