@@ -116,6 +116,15 @@ func Damage(t *testing.T, vol fsys.Volume, open Opener, rounds int) {
 	t.Logf("%d rounds: %d ended with an error, %d did not", rounds, refused, survived)
 }
 
+// Survives opens and walks a volume that may hold anything, for fuzz tests, and
+// fails the test if that does not come to an end.
+func Survives(t testing.TB, vol fsys.Volume, open Opener) {
+	t.Helper()
+	if _, err := walk(&patched{Volume: vol}, open, true); errors.Is(err, errTooMuch) {
+		t.Fatal(err)
+	}
+}
+
 // maxHeap is by how much a walk may make the heap grow, in bytes.
 const maxHeap = 512 << 20
 
