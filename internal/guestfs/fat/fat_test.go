@@ -191,7 +191,7 @@ func TestTimesHaveTwoSecondsAndDatesOnly(t *testing.T) {
 	le.PutUint16(e[16:], 127<<9|12<<5|31)
 	le.PutUint16(e[18:], 40<<9|2<<5|29)
 	le.PutUint16(e[22:], 1<<11|2<<5|2)
-	le.PutUint16(e[24:], 0<<9|0<<5|0|1<<9)
+	le.PutUint16(e[24:], 1<<9)
 	put(im.root(), e, short("NONE", 0, 0, 0)[:24:24], make([]byte, 8))
 	f := open(t, im, fat.Options{})
 	a, err := f.Stat(lookup(t, f, "FILE"))
