@@ -7,11 +7,13 @@ import (
 	"os"
 
 	"github.com/sendense/sendense/internal/cli"
+	"github.com/sendense/sendense/internal/guestfs"
 )
 
 var version = "unknown" // set by the linker
 
 func main() {
+	guestfs.Main()
 	p := cli.New("sendense-control-plane", "Own a repository of VM backups and serve it", version)
 	serve(p)
 	os.Exit(p.Main(context.Background(), os.Args[1:], os.Stdout, os.Stderr))

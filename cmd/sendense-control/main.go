@@ -7,13 +7,16 @@ import (
 	"os"
 
 	"github.com/sendense/sendense/internal/cli"
+	"github.com/sendense/sendense/internal/guestfs"
 )
 
 var version = "unknown" // set by the linker
 
 func main() {
+	guestfs.Main()
 	p := cli.New("sendense-control", "Look after VM backups: points, exports, images", version)
 	p.Root.AddCommand(serviceCommands(p)...)
+	p.Root.AddCommand(fileCommands(p)...)
 	p.Root.AddCommand(imageCommands(p), nbdCommands(p))
 	os.Exit(p.Main(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
