@@ -1,0 +1,280 @@
+package instant
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/sendense/sendense/block"
+	"github.com/sendense/sendense/image"
+)
+
+// maxRedo is how long a redo log may get before a flush, in bytes.
+const maxRedo = 64 << 20
+
+// Overlay is what a session writes over one disk of a point: a QCOW2 file, and a
+// redo log of what was written to it since the last flush.
+//
+// What a write returned for outlives the process, be it killed: a guest that goes
+// on over a new connection finds everything that it was told is written, as it
+// must, for it knows nothing of the interruption. What a flush returned for also
+// outlives the kernel. All methods may be called concurrently.
+type Overlay struct {
+	w    *image.Writer
+	path string
+	boot string
+	room func(n int64) error
+
+	mu   sync.RWMutex // shared by changes; guards the fields below
+	log  *segment
+	old  []*segment // of changes that may not be durable yet
+	next int        // number of the next segment
+}
+
+var (
+	_ block.Mapper  = (*Overlay)(nil)
+	_ block.Writer  = (*Overlay)(nil)
+	_ block.Zeroer  = (*Overlay)(nil)
+	_ block.Trimmer = (*Overlay)(nil)
+	_ block.Flusher = (*Overlay)(nil)
+	_ block.Locator = (*Overlay)(nil)
+)
+
+// CreateOverlay makes an overlay's file over a backing file, durable with its name.
+// backing is told to tools that read the file by itself; it may be "".
+func CreateOverlay(path string, size, clusterSize int64, backing string) error {
+	o := image.CreateOptions{Size: size, ClusterSize: clusterSize}
+	if backing != "" {
+		rel, err := filepath.Rel(filepath.Dir(path), backing)
+		if err != nil {
+			return fmt.Errorf("create overlay: %w", err)
+		}
+		o.BackingFile, o.BackingFormat = rel, "qcow2"
+	}
+	if err := image.Create(path, o); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("create overlay: %w", err)
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// SyncDir makes the names in a folder durable.
+func SyncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// OpenOverlay opens an overlay over the disk that backs it, which is not closed
+// with it, and brings back what a process that was killed had been told is
+// written. room, which may be nil, is asked before anything that may take n more
+// bytes.
+func OpenOverlay(ctx context.Context, path string, backing block.Device, room func(n int64) error) (*Overlay, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, fmt.Errorf("open overlay: %w", err)
+	}
+	w, err := image.OpenWriter(path, image.WriterOptions{Backing: backing})
+	if err != nil {
+		return nil, err
+	}
+	o := &Overlay{w: w, path: path, boot: boot, room: room}
+	if err := o.recover(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open overlay %s: %w", path, err), w.Close())
+	}
+	return o, nil
+}
+
+// recover does what the log says, and begins a new one.
+func (o *Overlay) recover(ctx context.Context) error {
+	files, next, err := redoFiles(o.path)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if err := readSegment(file, o.boot, func(r record) error { return o.redo(ctx, r) }); err != nil {
+			return fmt.Errorf("do again what %s says: %w", filepath.Base(file), err)
+		}
+	}
+	if len(files) > 0 {
+		if err := o.w.Flush(ctx); err != nil {
+			return err
+		}
+	}
+	for _, file := range files {
+		if err := os.Remove(file); err != nil {
+			return err
+		}
+	}
+	o.log, err = newSegment(o.segmentPath(next), o.boot)
+	o.next = next + 1
+	return err
+}
+
+func (o *Overlay) redo(ctx context.Context, r record) error {
+	switch r.op {
+	case opWrite:
+		return o.w.WriteAt(ctx, r.data, r.off)
+	case opZero:
+		return o.w.WriteZeroes(ctx, r.off, r.n, block.ZeroFlags(r.flags))
+	default:
+		return o.w.Trim(ctx, r.off, r.n)
+	}
+}
+
+func (o *Overlay) segmentPath(n int) string { return fmt.Sprintf("%s.redo-%d", o.path, n) }
+
+// Size returns the virtual size in bytes.
+func (o *Overlay) Size() int64 { return o.w.Size() }
+
+// FileBytes returns how long the file is.
+func (o *Overlay) FileBytes() (int64, error) {
+	s, err := o.w.Stats()
+	return s.FileBytes, err
+}
+
+// ReadAt implements block.Device.
+func (o *Overlay) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return o.w.ReadAt(ctx, p, off)
+}
+
+// Map implements block.Mapper.
+func (o *Overlay) Map(ctx context.Context, off, n int64) ([]block.Extent, error) {
+	return o.w.Map(ctx, off, n)
+}
+
+// Locate implements block.Locator.
+func (o *Overlay) Locate(ctx context.Context, dst []block.Location, off, n int64) ([]block.Location, error) {
+	return o.w.Locate(ctx, dst, off, n)
+}
+
+// WriteAt implements block.Writer.
+func (o *Overlay) WriteAt(ctx context.Context, p []byte, off int64) error {
+	return o.change(ctx, record{op: opWrite, off: off, n: int64(len(p)), data: p}, int64(len(p)))
+}
+
+// WriteZeroes implements block.Zeroer.
+func (o *Overlay) WriteZeroes(ctx context.Context, off, n int64, flags block.ZeroFlags) error {
+	need := n
+	if flags&block.MayTrim != 0 {
+		need = 0
+	}
+	return o.change(ctx, record{op: opZero, flags: byte(flags), off: off, n: n}, need)
+}
+
+// Trim implements block.Trimmer: what is trimmed reads as zeroes.
+func (o *Overlay) Trim(ctx context.Context, off, n int64) error {
+	return o.change(ctx, record{op: opTrim, off: off, n: n}, 0)
+}
+
+// change makes a change and logs it.
+func (o *Overlay) change(ctx context.Context, r record, need int64) error {
+	if err := block.CheckRange(o.Size(), r.off, r.n); err != nil {
+		return err
+	}
+	if o.room != nil && need > 0 {
+		if err := o.room(need); err != nil {
+			return err
+		}
+	}
+	long, err := o.logged(ctx, r)
+	if err == nil && long {
+		err = o.Flush(ctx)
+	}
+	return err
+}
+
+func (o *Overlay) logged(ctx context.Context, r record) (long bool, err error) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.log == nil {
+		return false, fmt.Errorf("%s: %w", o.path, os.ErrClosed)
+	}
+	// Only what succeeded is logged: it will succeed again.
+	if err := o.redo(ctx, r); err != nil {
+		return false, err
+	}
+	err = o.log.add(r.op, r.flags, r.off, r.n, r.data)
+	return o.log.length() > maxRedo, err
+}
+
+// Flush implements block.Flusher. What was written before it needs no log any
+// more.
+func (o *Overlay) Flush(ctx context.Context) error {
+	done, err := o.rotate()
+	if err != nil {
+		return err
+	}
+	if err := o.w.Flush(ctx); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var errs []error
+	for _, s := range done {
+		errs = append(errs, s.remove())
+		for i := range o.old {
+			if o.old[i] == s {
+				o.old = append(o.old[:i:i], o.old[i+1:]...)
+				break
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rotate begins a new segment and returns those that the next flush makes
+// superfluous.
+func (o *Overlay) rotate() ([]*segment, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.log == nil {
+		return nil, fmt.Errorf("%s: %w", o.path, os.ErrClosed)
+	}
+	if o.log.length() > int64(redoHeader) {
+		s, err := newSegment(o.segmentPath(o.next), o.boot)
+		// Where nothing is free for a new segment the old one goes on: the flush
+		// leaves it, and it is done again for nothing at worst.
+		if err != nil && !errors.Is(err, syscall.ENOSPC) {
+			return nil, err
+		}
+		if err == nil {
+			o.old = append(o.old, o.log)
+			o.log = s
+			o.next++
+		}
+	}
+	return append([]*segment(nil), o.old...), nil
+}
+
+// Close makes everything durable and closes the files.
+func (o *Overlay) Close() error {
+	o.mu.Lock()
+	if o.log == nil {
+		o.mu.Unlock()
+		return nil
+	}
+	segments := append(o.old, o.log)
+	o.log, o.old = nil, nil
+	o.mu.Unlock()
+	if err := o.w.Close(); err != nil {
+		return err // the log stays: it may be needed
+	}
+	var errs []error
+	for _, s := range segments {
+		errs = append(errs, s.remove())
+	}
+	return errors.Join(errs...)
+}
