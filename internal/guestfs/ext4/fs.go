@@ -50,7 +50,7 @@ func OpenWith(v fsys.Volume, o Options) (fsys.FileSystem, error) {
 	if !root.is(typeDir) {
 		return nil, corruptf("the root directory has mode 0%o", root.mode)
 	}
-	f.info = f.super.info()
+	f.info = f.describe()
 	f.info.Notes = notes.list()
 	return f, nil
 }
@@ -97,14 +97,15 @@ func (f *fileSystem) Info() fsys.Info { return f.info }
 // Root implements fsys.FileSystem.
 func (f *fileSystem) Root() fsys.ID { return rootInode }
 
-func (s *superblock) info() fsys.Info {
+func (f *fileSystem) describe() fsys.Info {
+	s := f.super
 	return fsys.Info{
 		Type:      s.kind(),
 		Label:     s.label,
 		UUID:      s.uuid,
 		BlockSize: s.clusterSize,
 		Size:      int64(s.blocks) * s.blockSize,
-		Free:      int64(min(s.free, s.blocks)) * s.blockSize,
+		Free:      f.free(),
 	}
 }
 

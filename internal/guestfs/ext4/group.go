@@ -1,25 +1,62 @@
 package ext4
 
-// inodeTable returns where the table of inodes of a group begins ("Block Group
-// Descriptors" in the kernel's documentation).
-func (f *fileSystem) inodeTable(group uint64) (block uint64, err error) {
+// maxCounted is of how many groups what is free is added up.
+const maxCounted = 16 << 10
+
+// groupDesc returns the descriptor of a group ("Block Group Descriptors" in the
+// kernel's documentation).
+func (f *fileSystem) groupDesc(group uint64) ([]byte, error) {
 	s := f.super
 	d := make([]byte, s.descSize)
 	if err := f.meta.ReadAt(d, f.descriptor(group)); err != nil {
-		return 0, err
+		return nil, err
 	}
-	if got, want, ok := s.descChecksum(group, d), le.Uint16(d[0x1e:]), s.checksums() || s.ro&roGDTCSum != 0; ok && got != want {
-		return 0, corruptf("the checksum of group %d is 0x%x instead of 0x%x", group, got, want)
+	if got, want := s.descChecksum(group, d), le.Uint16(d[0x1e:]); got != want && (s.checksums() || s.ro&roGDTCSum != 0) {
+		return nil, corruptf("the checksum of group %d is 0x%x instead of 0x%x", group, got, want)
+	}
+	return d, nil
+}
+
+// inodeTable returns the block where the inodes of a group begin.
+func (f *fileSystem) inodeTable(group uint64) (block uint64, err error) {
+	s := f.super
+	d, err := f.groupDesc(group)
+	if err != nil {
+		return 0, err
 	}
 	block = uint64(le.Uint32(d[0x8:]))
 	if s.descSize >= 64 {
 		block |= uint64(le.Uint32(d[0x28:])) << 32
 	}
 	n := uint64(s.inodesPerGroup) * uint64(s.inodeSize) / uint64(s.blockSize)
-	if block <= s.firstData || block > s.blocks || n > s.blocks-block {
+	if !s.holds(block, n) {
 		return 0, corruptf("the inodes of group %d are said to be in block %d", group, block)
 	}
 	return block, nil
+}
+
+// free returns the bytes that are not in use, or -1 if that is not known. The
+// superblock tells right only after an unmount; until then groups do.
+func (f *fileSystem) free() int64 {
+	s := f.super
+	if s.state&stateValid != 0 && !s.has(incompatRecover) {
+		return int64(min(s.free, s.blocks)) * s.blockSize
+	}
+	if s.groups > maxCounted {
+		return -1
+	}
+	clusters := int64(0)
+	for group := range s.groups {
+		d, err := f.groupDesc(group)
+		if err != nil {
+			return -1
+		}
+		clusters += int64(le.Uint16(d[0xc:]))
+		if s.descSize >= 64 {
+			clusters += int64(le.Uint16(d[0x2c:])) << 16
+		}
+	}
+	return min(clusters*s.clusterSize, int64(s.blocks)*s.blockSize)
 }
 
 // descriptor returns where that of a group lies, in bytes. With meta_bg each block
