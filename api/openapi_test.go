@@ -76,6 +76,7 @@ var types = map[string]any{
 	"DiskResult": capture.DiskResult{}, "AbortRequest": api.AbortRequest{}, "Code": appliance.Code(""),
 	"Contents": appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
 	"FileChange": appliance.FileChange{}, "FileVersion": appliance.FileVersion{}, "FileLine": api.FileLine{},
+	"MountRequest": api.MountRequest{}, "Mount": appliance.MountSpec{},
 }
 
 var variable = regexp.MustCompile(`\{(\w+):[^}]*\}`)

@@ -43,9 +43,13 @@ type Options struct {
 	// RestoreExports brings back the exports that were asked to last. Only the
 	// one host that owns the repository does that.
 	RestoreExports bool
-	Metrics        *Metrics         // default: none
-	Log            *slog.Logger     // default: discard
-	Now            func() time.Time // default time.Now
+	// SessionDir is where the files of sessions lie; default: there are none. Only
+	// the one host that owns the repository has sessions.
+	SessionDir  string
+	MaxSessions int              // default MaxSessions
+	Metrics     *Metrics         // default: none
+	Log         *slog.Logger     // default: discard
+	Now         func() time.Time // default time.Now
 }
 
 // Appliance does the product's work on one repository. Its methods may be called
@@ -65,7 +69,11 @@ type Appliance struct {
 	mu      sync.Mutex // guards the fields below
 	drafts  map[string]*Draft
 	exports map[string]*export
-	closed  bool // no export begins any more
+	// sessions by id, and how often each point is being deleted.
+	sessions map[string]*session
+	deleting map[pin]int
+	mounts   map[string]*mount // by folder
+	closed   bool              // no export begins any more
 }
 
 // Open starts an appliance: it marks jobs that dead processes left, brings back
@@ -83,7 +91,7 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 	a := &Appliance{opts: o, repo: o.Repository, log: o.Log,
 		jobs: &jobs{journal: o.Journal, now: o.Now, volatile: o.Volatile, closing: make(chan struct{}),
 			running: map[string]*running{}, unrecorded: map[string]Job{}},
-		drafts: map[string]*Draft{}, exports: map[string]*export{}}
+		drafts: map[string]*Draft{}, exports: map[string]*export{}, mounts: map[string]*mount{}}
 	a.jobs.onEnd = a.jobEnded
 	a.guests = &guests{a: a, open: map[guestKey]*openGuest{}}
 	marked, err := a.jobs.recover()
@@ -98,6 +106,7 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 	}
 	if o.RestoreExports {
 		a.restoreExports(ctx)
+		a.restoreSessions(ctx)
 	}
 	return a, nil
 }
@@ -131,10 +140,11 @@ func (a *Appliance) Close() error {
 		exports = append(exports, e)
 	}
 	a.mu.Unlock()
-	var errs []error
+	errs := []error{a.closeSessions()}
 	for _, e := range exports {
 		errs = append(errs, a.endExport(e))
 	}
+	a.closeMounts()
 	a.guests.closeIdle()
 	a.stop()
 	a.wg.Wait()

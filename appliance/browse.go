@@ -115,21 +115,27 @@ func (g *guests) release(o *openGuest) {
 		o.close()
 		return
 	}
-	if o.timer != nil {
-		o.timer.Stop()
+	if o.timer == nil {
+		o.timer = time.AfterFunc(idleGuest, func() { g.expire(o) })
 	}
-	o.timer = time.AfterFunc(idleGuest, func() { g.expire(o) })
 	g.evict()
 }
 
-// expire closes an open point that nobody has used for a while.
+// expire closes an open point that nobody has used for a while, or looks again
+// later.
 func (g *guests) expire(o *openGuest) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if o.users == 0 && g.open[o.key] == o && g.a.opts.Now().Sub(o.used) >= idleGuest {
-		delete(g.open, o.key)
-		o.close()
+	if g.open[o.key] != o {
+		return
 	}
+	left := idleGuest - g.a.opts.Now().Sub(o.used)
+	if o.users > 0 || left > 0 {
+		o.timer.Reset(max(left, time.Second))
+		return
+	}
+	delete(g.open, o.key)
+	o.close()
 }
 
 // evict closes the point that has been idle for longest where there are too many.

@@ -109,16 +109,28 @@ func printExport(w io.Writer, e appliance.Export) {
 	}
 }
 
-// detach runs the same command again in the background, in the foreground there,
-// and passes on what it prints first.
+// detach runs the same command again in the background, and tells what it serves.
 func (s service) detach(c *cobra.Command) error {
+	var e exported
+	if err := s.detached(c, &e); err != nil {
+		return err
+	}
+	return s.Print(c, e, func(w io.Writer) {
+		printExport(w, e.Export)
+		fmt.Fprintf(c.ErrOrStderr(), "Process %d serves it. End it with: kill %d\n", e.PID, e.PID)
+	})
+}
+
+// detached runs the same command again in the background, in the foreground there,
+// and decodes what it prints first into out.
+func (s service) detached(_ *cobra.Command, out any) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	cmd := exec.Command(self, append(os.Args[1:len(os.Args):len(os.Args)], "--foreground", "--json")...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	out, err := cmd.StdoutPipe()
+	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
@@ -130,16 +142,12 @@ func (s service) detach(c *cobra.Command) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	var e exported
-	if err := json.NewDecoder(bufio.NewReader(out)).Decode(&e); err != nil {
+	if err := json.NewDecoder(bufio.NewReader(stdout)).Decode(out); err != nil {
 		_, _ = io.Copy(&complaints, errs)
 		_ = cmd.Wait() // what it said tells more than its status
 		return cli.ParseError(complaints.String())
 	}
-	return s.Print(c, e, func(w io.Writer) {
-		printExport(w, e.Export)
-		fmt.Fprintf(c.ErrOrStderr(), "Process %d serves it. End it with: kill %d\n", e.PID, e.PID)
-	})
+	return nil
 }
 
 func (s service) exports() *cobra.Command {

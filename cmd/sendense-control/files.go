@@ -18,7 +18,7 @@ import (
 // fileCommands work with what is inside of a point.
 func fileCommands(p *cli.Program) []*cobra.Command {
 	s := service{p}
-	return []*cobra.Command{s.ls(), s.cat(), s.cp(), s.find(), s.diff(), s.versions()}
+	return []*cobra.Command{s.ls(), s.cat(), s.cp(), s.find(), s.diff(), s.versions(), s.mount(), s.unmount()}
 }
 
 const aboutPaths = "A path that begins with a slash is one of the machine's own tree; any other begins\n" +

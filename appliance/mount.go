@@ -1,0 +1,201 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sendense/sendense/fusemount"
+	"github.com/sendense/sendense/image"
+	"github.com/sendense/sendense/internal/repository"
+)
+
+// MountSpec says what is mounted where.
+type MountSpec struct {
+	Dir string `json:"dir"` // an empty folder, as an absolute path
+	// Writable shows disks as scratch copies: what is written is thrown away with
+	// the mount.
+	Writable bool `json:"writable,omitempty"`
+	// Verified compares what is read with its digests.
+	Verified bool      `json:"verified,omitempty"`
+	Created  time.Time `json:"created"`
+}
+
+// mount is a mount at work.
+type mount struct {
+	MountSpec
+	a      *Appliance
+	server *fusemount.Server
+	stop   context.CancelFunc
+	done   chan struct{}
+	dir    string // of scratch copies; "" until there is one
+
+	mu     sync.Mutex // guards the field below
+	copies map[string]*scratchDisk
+}
+
+// Mount shows every point of every machine as a tree, until Unmount or Close.
+func (a *Appliance) Mount(_ context.Context, s MountSpec) (MountSpec, error) {
+	if !filepath.IsAbs(s.Dir) {
+		return MountSpec{}, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%q is no absolute path.", s.Dir), Hint: "Give the whole path of an empty folder."}
+	}
+	s.Created = a.opts.Now().UTC()
+	m := &mount{MountSpec: s, a: a, done: make(chan struct{}), copies: map[string]*scratchDisk{}}
+	var err error
+	m.server, err = fusemount.Mount(s.Dir, mountRoot{m}, fusemount.Options{
+		Writable: s.Writable, AllowOther: os.Geteuid() == 0, Lazy: true, Log: a.log})
+	if err != nil {
+		return MountSpec{}, mountError(s.Dir, err)
+	}
+	m.MountSpec.Dir = m.server.Dir()
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop = cancel
+	a.mu.Lock()
+	closed := a.closed
+	if !closed {
+		a.mounts[m.MountSpec.Dir] = m
+	}
+	a.mu.Unlock()
+	if closed {
+		cancel()
+		return MountSpec{}, errors.Join(errShutdown, m.server.Unmount())
+	}
+	a.wg.Go(func() { m.serve(ctx) })
+	a.log.Info("mounted", "dir", m.Dir)
+	return m.MountSpec, nil
+}
+
+// serve serves until the mount is gone.
+func (m *mount) serve(ctx context.Context) {
+	defer close(m.done)
+	if err := m.server.Serve(ctx); err != nil {
+		m.a.log.Error("mount ended", "dir", m.Dir, "err", err)
+	}
+	m.stop()
+	m.a.mu.Lock()
+	delete(m.a.mounts, m.Dir)
+	m.a.mu.Unlock()
+	m.dropScratch()
+}
+
+// Mounts lists what is mounted, by folder.
+func (a *Appliance) Mounts() []MountSpec {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := make([]MountSpec, 0, len(a.mounts))
+	for _, m := range a.mounts {
+		list = append(list, m.MountSpec)
+	}
+	slices.SortFunc(list, func(a, b MountSpec) int { return strings.Compare(a.Dir, b.Dir) })
+	return list
+}
+
+// Unmount takes a mount away.
+func (a *Appliance) Unmount(_ context.Context, dir string) error {
+	a.mu.Lock()
+	m := a.mounts[filepath.Clean(dir)]
+	a.mu.Unlock()
+	if m == nil {
+		return &Error{Code: CodeNotFound, Msg: fmt.Sprintf("Nothing of ours is mounted at %s.", dir), Hint: "Take other mounts away with: umount " + dir}
+	}
+	if err := m.server.Unmount(); err != nil {
+		return mountError(dir, err)
+	}
+	<-m.done
+	return nil
+}
+
+// mountError says what a user can do about a mount that fails.
+func mountError(dir string, err error) error {
+	e := AsError(err)
+	e = &Error{Code: e.Code, Msg: sentence(err.Error()), Hint: e.Hint, Err: err}
+	switch {
+	case errors.Is(err, fusemount.ErrBusy):
+		e.Code, e.Hint = CodeBusy, "Close what uses it; find out with: fuser -vm "+dir
+	case errors.Is(err, fusemount.ErrMounted):
+		e.Code, e.Hint = CodeBusy, "Choose another folder, or unmount that first."
+	case errors.Is(err, fusemount.ErrNoFUSE):
+		e.Code, e.Hint = CodeInvalid, "Use the files without a mount: sendense-control ls, cat, cp."
+	case e.Hint == "":
+		e.Hint = "Give an empty folder that this user may mount on."
+	}
+	return e
+}
+
+// closeMounts takes all mounts away; those in use are detached.
+func (a *Appliance) closeMounts() {
+	a.mu.Lock()
+	var list []*mount
+	for _, m := range a.mounts {
+		list = append(list, m)
+	}
+	a.mu.Unlock()
+	for _, m := range list {
+		m.stop()
+		<-m.done
+	}
+}
+
+// scratchDisk is a disk of a writable mount: what is written goes to a file that
+// is removed with the mount.
+type scratchDisk struct {
+	*image.Writer
+	disk repository.Disk
+}
+
+// Close does nothing: the copy is kept for as long as the mount.
+func (*scratchDisk) Close() error { return nil }
+
+// scratch returns the scratch copy of a disk.
+func (m *mount) scratch(ctx context.Context, p Point, d repository.PointDisk) (*scratchDisk, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := fmt.Sprintf("%s-%s-%d", p.VM, p.ID, d.Index)
+	if x := m.copies[key]; x != nil {
+		return x, nil
+	}
+	if m.dir == "" {
+		dir, err := os.MkdirTemp(m.a.opts.RunDir, "scratch-")
+		if err != nil {
+			return nil, err
+		}
+		m.dir = dir
+	}
+	disk, err := m.a.repo.OpenDisk(ctx, p.VM, p.ID, d.Index, repository.OpenOptions{Verified: m.Verified})
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(m.dir, key+".qcow2")
+	w, err := newScratch(path, disk)
+	if err != nil {
+		return nil, errors.Join(err, disk.Close())
+	}
+	m.copies[key] = &scratchDisk{w, disk}
+	return m.copies[key], nil
+}
+
+func newScratch(path string, disk repository.Disk) (*image.Writer, error) {
+	if err := image.Create(path, image.CreateOptions{Size: disk.Size()}); err != nil {
+		return nil, err
+	}
+	return image.OpenWriter(path, image.WriterOptions{Backing: disk})
+}
+
+// dropScratch throws the scratch copies away.
+func (m *mount) dropScratch() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, x := range m.copies {
+		_ = errors.Join(x.Writer.Close(), x.disk.Close()) // nobody wants what they hold
+	}
+	m.copies = nil
+	if m.dir != "" {
+		os.RemoveAll(m.dir)
+	}
+}

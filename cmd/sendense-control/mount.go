@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sendense/sendense/api"
+	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/internal/cli"
+	"github.com/sendense/sendense/internal/host"
+)
+
+func (s service) mount() *cobra.Command {
+	var r api.MountRequest
+	var foreground bool
+	c := &cobra.Command{Use: "mount DIR", Short: "Show every point of every VM as a tree of files", Args: cli.Args(1, 1),
+		Long: "Mount shows DIR/{vm}/{point}/disk-0.raw, the live image of a disk; files/, the tree as\n" +
+			"the machine saw it; and disk-0/, its file systems by position. A control plane serves\n" +
+			"until unmount. Without one a process in the background does; with --foreground it is\n" +
+			"the command itself.",
+		RunE: func(c *cobra.Command, args []string) error {
+			r.Dir = args[0]
+			if err := absolute(&r.Dir); err != nil {
+				return err
+			}
+			return s.runMount(c, r, foreground)
+		}}
+	f := c.Flags()
+	f.BoolVar(&r.Writable, "writable", false, "let disks be written; what is written is thrown away with the mount")
+	f.BoolVar(&r.Verified, "verified", false, "compare every cluster with its digest as it is read")
+	f.BoolVar(&foreground, "foreground", false, "serve until interrupted")
+	return c
+}
+
+// mounted is what mount prints with --json.
+type mounted struct {
+	appliance.MountSpec
+	PID int `json:"pid,omitempty"` // of the process that serves, if no control plane does
+}
+
+func (s service) runMount(c *cobra.Command, r api.MountRequest, foreground bool) error {
+	background := false
+	err := s.with(c, false, func(conn *host.Connection) error {
+		if conn.Embedded && !foreground {
+			background = true
+			return nil
+		}
+		m, err := conn.Mount(c.Context(), r)
+		if err != nil {
+			return err
+		}
+		if err := s.Print(c, mounted{m, pidIf(conn.Embedded)}, func(w io.Writer) { fmt.Fprintln(w, m.Dir) }); err != nil || !foreground {
+			return err
+		}
+		return waitMounted(c.Context(), conn, m.Dir)
+	})
+	if err != nil || !background {
+		return err
+	}
+	var m mounted
+	if err := s.detached(c, &m); err != nil {
+		return err
+	}
+	return s.Print(c, m, func(w io.Writer) {
+		fmt.Fprintln(w, m.Dir)
+		fmt.Fprintf(c.ErrOrStderr(), "Process %d serves it. End it with: sendense-control unmount %s\n", m.PID, m.Dir)
+	})
+}
+
+// waitMounted waits until a mount is gone, and takes it away when ctx ends.
+func waitMounted(ctx context.Context, conn *host.Connection, dir string) error {
+	for {
+		select {
+		case <-ctx.Done():
+			err := conn.Unmount(context.WithoutCancel(ctx), dir)
+			if e := appliance.AsError(err); e != nil && e.Code == appliance.CodeNotFound {
+				return nil
+			}
+			return err
+		case <-time.After(500 * time.Millisecond):
+		}
+		list, err := conn.Mounts(ctx)
+		if err != nil {
+			return err
+		}
+		found := false
+		for _, m := range list {
+			found = found || m.Dir == dir
+		}
+		if !found {
+			return nil
+		}
+	}
+}
+
+func (s service) unmount() *cobra.Command {
+	return &cobra.Command{Use: "unmount DIR", Short: "Take a mount away", Args: cli.Args(1, 1),
+		RunE: func(c *cobra.Command, args []string) error {
+			dir := args[0]
+			if err := absolute(&dir); err != nil {
+				return err
+			}
+			return s.with(c, false, func(conn *host.Connection) error {
+				err := conn.Unmount(c.Context(), dir)
+				if e := appliance.AsError(err); e != nil && e.Code == appliance.CodeNotFound {
+					err = unmountOther(c.Context(), dir, e)
+				}
+				if err != nil {
+					return err
+				}
+				return s.Print(c, map[string]string{"unmounted": dir}, func(w io.Writer) { fmt.Fprintln(w, "unmounted", dir) })
+			})
+		}}
+}
+
+// unmountOther takes away the mount of another process of ours.
+func unmountOther(ctx context.Context, dir string, missing error) error {
+	table, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(string(table), " "+strings.ReplaceAll(dir, " ", `\040`)+" fuse.sendense ") {
+		return missing
+	}
+	argv := []string{"umount", "--", dir}
+	if os.Geteuid() != 0 {
+		argv = []string{"fusermount3", "-u", "--", dir}
+	}
+	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		return &appliance.Error{Code: appliance.CodeBusy, Err: err, Msg: cli.Sentence(strings.TrimSpace(string(out))), Hint: "Close what uses it; find out with: fuser -vm " + dir}
+	}
+	return nil
+}
