@@ -184,8 +184,7 @@ func (x *copier) content(r appliance.FilesRequest, f *appliance.File, out *os.Fi
 		return err
 	}
 	defer body.Close()
-	w := &sparse{f: out}
-	got, err := io.CopyBuffer(w, struct{ io.Reader }{body}, make([]byte, 1<<20))
+	got, err := copySparse(out, body)
 	x.sum.Bytes += got
 	if err := cutOff(one.Path, got, n, err); err != nil {
 		return err
@@ -193,43 +192,53 @@ func (x *copier) content(r appliance.FilesRequest, f *appliance.File, out *os.Fi
 	return out.Truncate(got)
 }
 
-// sparse writes a file and leaves out blocks of zeroes.
-type sparse struct {
-	f  *os.File
-	at int64
-}
-
-const sparseBlock = 64 << 10
+// sparseBlock is the unit in which zeroes are left out, in bytes.
+const sparseBlock = 4 << 10
 
 var zeroBlock [sparseBlock]byte
 
-func (s *sparse) Write(p []byte) (int, error) {
-	written := 0
-	for len(p) > 0 {
-		n := int64(len(p))
-		if bytes.Equal(p[:min(len(p), sparseBlock)], zeroBlock[:min(len(p), sparseBlock)]) {
-			n = min(n, sparseBlock)
-		} else {
-			n = s.data(p)
-			if m, err := s.f.WriteAt(p[:n], s.at); err != nil {
-				return written + m, err
-			}
+// copySparse writes what r holds to a new file and leaves out blocks of zeroes. It
+// returns how much r held; the file may end before that.
+func copySparse(out *os.File, r io.Reader) (int64, error) {
+	buf := make([]byte, 1<<20)
+	for at := int64(0); ; {
+		n, err := io.ReadFull(r, buf)
+		if err := writeSparse(out, buf[:n], at); err != nil {
+			return at, err
 		}
-		s.at, written, p = s.at+n, written+int(n), p[n:]
+		at += int64(n)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return at, nil
+		}
+		if err != nil {
+			return at, err
+		}
 	}
-	return written, nil
 }
 
-// data returns how much of p comes before a block of zeroes.
-func (s *sparse) data(p []byte) int64 {
-	n := sparseBlock
-	for n+sparseBlock <= len(p) && !bytes.Equal(p[n:n+sparseBlock], zeroBlock[:]) {
-		n += sparseBlock
+func writeSparse(out *os.File, p []byte, at int64) error {
+	for len(p) > 0 {
+		n := 0
+		for n < len(p) && !isZeroBlock(p[n:]) {
+			n = min(n+sparseBlock, len(p))
+		}
+		if n > 0 {
+			if _, err := out.WriteAt(p[:n], at); err != nil {
+				return err
+			}
+		}
+		for n < len(p) && isZeroBlock(p[n:]) {
+			n = min(n+sparseBlock, len(p))
+		}
+		p, at = p[n:], at+int64(n)
 	}
-	if n+sparseBlock > len(p) {
-		return int64(len(p))
-	}
-	return int64(n)
+	return nil
+}
+
+// isZeroBlock reports whether the first block of p is zeroes.
+func isZeroBlock(p []byte) bool {
+	n := min(len(p), sparseBlock)
+	return bytes.Equal(p[:n], zeroBlock[:n])
 }
 
 // setAttributes gives an open file what the one in the point has: owners and
