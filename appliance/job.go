@@ -74,6 +74,9 @@ type Journal interface {
 	PutExport(ExportSpec) error
 	DeleteExport(id string) error
 	Exports() ([]ExportSpec, error)
+	PutSession(Session) error
+	DeleteSession(id string) error
+	Sessions() ([]Session, error)
 }
 
 // keepJobs is how many finished jobs the journal keeps.

@@ -66,7 +66,7 @@ func (a *Appliance) Mount(_ context.Context, s MountSpec) (MountSpec, error) {
 		cancel()
 		return MountSpec{}, errors.Join(errShutdown, m.server.Unmount())
 	}
-	a.wg.Go(func() { m.serve(ctx) })
+	go m.serve(ctx) // closeMounts waits for it
 	a.log.Info("mounted", "dir", m.Dir)
 	return m.MountSpec, nil
 }
@@ -79,7 +79,9 @@ func (m *mount) serve(ctx context.Context) {
 	}
 	m.stop()
 	m.a.mu.Lock()
-	delete(m.a.mounts, m.Dir)
+	if m.a.mounts[m.Dir] == m {
+		delete(m.a.mounts, m.Dir)
+	}
 	m.a.mu.Unlock()
 	m.dropScratch()
 }
@@ -107,8 +109,27 @@ func (a *Appliance) Unmount(_ context.Context, dir string) error {
 	if err := m.server.Unmount(); err != nil {
 		return mountError(dir, err)
 	}
-	<-m.done
+	m.wait()
 	return nil
+}
+
+// patience is how long it is waited for the kernel to take a mount away everywhere.
+const patience = 3 * time.Second
+
+// wait waits until nothing is served any more. A mount that is gone here may still
+// be in the mount namespace of a container that was started meanwhile: it is served
+// there for as long as that lives, and nobody waits for it.
+func (m *mount) wait() {
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case <-m.done:
+	case <-t.C:
+		m.a.log.Info("mount is gone here, and used in other mount namespaces", "dir", m.Dir)
+		m.a.mu.Lock()
+		delete(m.a.mounts, m.Dir)
+		m.a.mu.Unlock()
+	}
 }
 
 // mountError says what a user can do about a mount that fails.
@@ -138,7 +159,7 @@ func (a *Appliance) closeMounts() {
 	a.mu.Unlock()
 	for _, m := range list {
 		m.stop()
-		<-m.done
+		m.wait()
 	}
 }
 

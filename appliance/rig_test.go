@@ -214,17 +214,18 @@ func read(t *testing.T, uri string) []byte {
 // journal is a journal in memory that outlives an appliance, and whose other
 // owners live as long as the test says.
 type journal struct {
-	mu      sync.Mutex // guards the fields below
-	owner   string
-	alive   map[string]bool
-	jobs    map[string]appliance.Job
-	exports map[string]appliance.ExportSpec
-	fail    error // what PutJob returns
+	mu       sync.Mutex // guards the fields below
+	owner    string
+	alive    map[string]bool
+	jobs     map[string]appliance.Job
+	exports  map[string]appliance.ExportSpec
+	sessions map[string]appliance.Session
+	fail     error // what PutJob returns
 }
 
 func newJournal(owner string) *journal {
 	return &journal{owner: owner, alive: map[string]bool{owner: true}, jobs: map[string]appliance.Job{},
-		exports: map[string]appliance.ExportSpec{}}
+		exports: map[string]appliance.ExportSpec{}, sessions: map[string]appliance.Session{}}
 }
 
 // reborn returns the journal as the next process finds it.
@@ -322,6 +323,26 @@ func (j *journal) Exports() ([]appliance.ExportSpec, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.Collect(maps.Values(j.exports)), nil
+}
+
+func (j *journal) PutSession(s appliance.Session) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.sessions[s.ID] = s
+	return nil
+}
+
+func (j *journal) DeleteSession(id string) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.sessions, id)
+	return nil
+}
+
+func (j *journal) Sessions() ([]appliance.Session, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Values(j.sessions)), nil
 }
 
 // dropAgent opens a draft as an agent that ends without a word once it has

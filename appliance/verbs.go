@@ -71,8 +71,11 @@ func (a *Appliance) Delete(ctx context.Context, vm, point string) (Job, error) {
 				Hint: "End the export first, with: sendense-control unexport " + e.ID}
 		}
 	}
+	if err := a.pinned(ctx, pin{string(v.ID), string(p.ID)}, v.Name); err != nil {
+		return Job{}, err
+	}
 	return a.start("delete", v.Name, string(p.ID), func(ctx context.Context, _ *running) (any, error) {
-		return nil, userError(a.repo.Delete(ctx, v.ID, p.ID))
+		return nil, a.deleteUnpinned(ctx, v, p.ID)
 	})
 }
 

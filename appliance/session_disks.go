@@ -1,0 +1,263 @@
+package appliance
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/sendense/sendense/image"
+	"github.com/sendense/sendense/internal/instant"
+	"github.com/sendense/sendense/internal/repository"
+	"github.com/sendense/sendense/nbdserver"
+)
+
+// Boot begins a session: it lays an overlay over each disk of a point, serves them
+// writable, and starts a machine on them if asked to.
+func (a *Appliance) Boot(ctx context.Context, spec SessionSpec) (Session, error) {
+	began := a.opts.Now()
+	if err := a.sessionOwner(); err != nil {
+		return Session{}, err
+	}
+	if spec.QuotaBytes < 0 {
+		return Session{}, &Error{Code: CodeInvalid, Msg: "The quota is negative.", Hint: "Give a number of bytes, or 0 for none."}
+	}
+	vm, point, err := a.Point(ctx, spec.VM, spec.Point)
+	if err != nil {
+		return Session{}, err
+	}
+	id := newSessionID()
+	s := &session{pin: pin{string(vm.ID), string(point.ID)}, doc: Session{ID: id, VM: string(vm.ID), Name: vm.Name,
+		Point: string(point.ID), Created: began.UTC(), QuotaBytes: spec.QuotaBytes,
+		Socket: filepath.Join(a.opts.RunDir, "sessions", id+".sock")}}
+	s.busy.Lock()
+	defer s.busy.Unlock()
+	if err := a.admit(s); err != nil {
+		return Session{}, err
+	}
+	if err := a.begin(ctx, s, point); err != nil {
+		a.forget(s)
+		return Session{}, errors.Join(err, s.close(), os.RemoveAll(a.sessionDir(id)))
+	}
+	s.mu.Lock()
+	s.doc.ReadySeconds = a.opts.Now().Sub(began).Seconds()
+	s.mu.Unlock()
+	err = a.opts.Journal.PutSession(s.doc)
+	if err == nil && spec.Machine != nil {
+		err = a.startMachine(ctx, s, *spec.Machine, point)
+	}
+	if err != nil {
+		return Session{}, errors.Join(err, a.discard(context.WithoutCancel(ctx), s, true))
+	}
+	a.log.Info("session began", "session", id, "vm", vm.Name, "point", point.ID, "took", s.doc.ReadySeconds)
+	return s.view(), nil
+}
+
+func newSessionID() string {
+	var b [4]byte
+	rand.Read(b[:])
+	return "session-" + hex.EncodeToString(b[:])
+}
+
+// begin makes the overlays and serves them.
+func (a *Appliance) begin(ctx context.Context, s *session, point Point) error {
+	folder := a.sessionDir(s.doc.ID)
+	if err := os.MkdirAll(folder, 0o750); err != nil {
+		return fmt.Errorf("make folder of session: %w", err)
+	}
+	var disks []SessionDisk
+	for i := range point.Disks {
+		d := &point.Disks[i]
+		disks = append(disks, SessionDisk{Index: d.Index, Key: d.Key, Size: d.Size,
+			File: filepath.Join(folder, diskExport(d.Index)+".qcow2")})
+	}
+	s.mu.Lock()
+	s.doc.Disks = disks
+	s.mu.Unlock()
+	if err := a.openBacking(ctx, s); err != nil {
+		return err
+	}
+	for i, d := range s.doc.Disks {
+		backing := ""
+		if c, ok := s.disks[i].(interface{ Layers() []image.Layer }); ok && len(c.Layers()) > 0 {
+			backing = c.Layers()[0].Path
+		}
+		if err := instant.CreateOverlay(d.File, d.Size, point.Disks[i].ClusterSize, backing); err != nil {
+			return err
+		}
+	}
+	if err := instant.SyncDir(a.opts.SessionDir); err != nil {
+		return err
+	}
+	return a.serve(ctx, s)
+}
+
+// openBacking opens the disks of the point.
+func (a *Appliance) openBacking(ctx context.Context, s *session) error {
+	for _, d := range s.doc.Disks {
+		dev, err := a.repo.OpenDisk(ctx, repository.VMID(s.doc.VM), repository.PointID(s.doc.Point), d.Index, repository.OpenOptions{})
+		if err != nil {
+			return userError(err)
+		}
+		s.disks = append(s.disks, dev)
+	}
+	return nil
+}
+
+// serve opens the overlays and serves them, until close.
+func (a *Appliance) serve(ctx context.Context, s *session) error {
+	for i, d := range s.doc.Disks {
+		o, err := instant.OpenOverlay(ctx, d.File, s.disks[i], s.room)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.over = append(s.over, o)
+		s.mu.Unlock()
+	}
+	if err := os.MkdirAll(filepath.Dir(s.doc.Socket), 0o711); err != nil {
+		return fmt.Errorf("make folder of sockets: %w", err)
+	}
+	l, err := ListenUnix(s.doc.Socket, 0o660, "")
+	if err != nil {
+		return err
+	}
+	server := nbdserver.New(nbdserver.Options{Log: a.log, Observer: a.opts.Metrics.observer("session")})
+	uris := make([]string, len(s.doc.Disks))
+	for i, d := range s.doc.Disks {
+		err := server.Add(nbdserver.Export{Name: diskExport(d.Index), Device: s.over[i],
+			Description: fmt.Sprintf("%s %s %s, %s", s.doc.Name, s.doc.Point, d.Key, s.doc.ID), PreferredBlock: 4096})
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		uris[i] = l.URI(diskExport(d.Index))
+	}
+	serveCtx, cancel := context.WithCancel(context.Background())
+	s.mu.Lock()
+	s.server, s.stop, s.done = server, cancel, make(chan struct{})
+	for i := range uris {
+		s.doc.Disks[i].URI = uris[i]
+	}
+	s.mu.Unlock()
+	a.wg.Go(func() {
+		defer close(s.done)
+		if err := server.Serve(serveCtx, l); err != nil {
+			a.log.Error("session is not served any more", "session", s.doc.ID, "err", err)
+		}
+	})
+	return nil
+}
+
+// room refuses what does not fit into the quota any more.
+func (s *session) room(int64) error {
+	if s.doc.QuotaBytes == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var sum int64
+	for _, o := range s.over {
+		n, err := o.FileBytes()
+		if err != nil {
+			return err
+		}
+		sum += n
+	}
+	if sum < s.doc.QuotaBytes {
+		return nil
+	}
+	s.full.Store(true)
+	return fmt.Errorf("quota of session %s is reached: %w", s.doc.ID, syscall.ENOSPC)
+}
+
+// close ends serving, makes everything durable and closes the files. The session
+// can be served again. The caller holds s.busy.
+func (s *session) close() error {
+	var errs []error
+	if s.stop != nil {
+		s.stop()
+		<-s.done
+	}
+	s.mu.Lock()
+	over := s.over
+	s.over, s.server, s.stop = nil, nil, nil
+	s.mu.Unlock()
+	for _, o := range over {
+		errs = append(errs, o.Close())
+	}
+	errs = append(errs, closeAll(s.disks))
+	s.disks = nil
+	return errors.Join(errs...)
+}
+
+// restoreSessions serves the sessions of an earlier process again, and clears away
+// what was left of one that had not begun or was discarded.
+func (a *Appliance) restoreSessions(ctx context.Context) {
+	if a.opts.SessionDir == "" {
+		return
+	}
+	docs, err := a.opts.Journal.Sessions()
+	if err != nil {
+		a.log.Error("sessions could not all be read; their files stay", "err", err)
+	} else {
+		a.sweepSessions(docs)
+	}
+	for _, doc := range docs {
+		s := &session{pin: pin{doc.VM, doc.Point}, doc: doc}
+		a.mu.Lock()
+		a.sessions[doc.ID] = s
+		a.mu.Unlock()
+		s.busy.Lock()
+		if err := a.reopen(ctx, s); err != nil {
+			s.breakWith(err)
+			a.log.Error("session cannot be served", "session", doc.ID, "vm", doc.Name, "point", doc.Point, "err", err)
+		}
+		a.beginWatch(s)
+		s.busy.Unlock()
+	}
+}
+
+// reopen serves a session that has begun. The caller holds s.busy.
+func (a *Appliance) reopen(ctx context.Context, s *session) error {
+	err := a.openBacking(ctx, s)
+	if err == nil {
+		err = a.serve(ctx, s)
+	}
+	if err != nil {
+		return errors.Join(err, s.close())
+	}
+	if m := s.doc.Machine; m != nil {
+		return a.openSocket(ctx, s.doc.Socket, m.Connect)
+	}
+	return nil
+}
+
+// breakWith records why the session cannot be served; nil: it can.
+func (s *session) breakWith(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.problem = why
+}
+
+// sweepSessions removes folders of sessions that there are no records of.
+func (a *Appliance) sweepSessions(docs []Session) {
+	known := map[string]bool{}
+	for _, s := range docs {
+		known[s.ID] = true
+	}
+	entries, err := os.ReadDir(a.opts.SessionDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		a.log.Warn("folder of sessions cannot be read", "err", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() && !known[e.Name()] {
+			if err := os.RemoveAll(a.sessionDir(e.Name())); err != nil {
+				a.log.Warn("what is left of a session cannot be removed", "session", e.Name(), "err", err)
+			}
+		}
+	}
+}

@@ -1,0 +1,247 @@
+package appliance
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/sendense/sendense/block"
+	"github.com/sendense/sendense/image"
+	"github.com/sendense/sendense/internal/instant"
+	"github.com/sendense/sendense/internal/repository"
+)
+
+func decodeConfig(raw json.RawMessage, v any) error {
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("read configuration of point: %w", err)
+	}
+	return nil
+}
+
+// wantStopped returns an error if the session's machine runs, or nobody knows.
+func (a *Appliance) wantStopped(ctx context.Context, s *session) error {
+	m := s.doc.Machine
+	if m == nil {
+		return nil
+	}
+	h, err := instant.Dial(ctx, m.Connect)
+	if err != nil {
+		return hypervisorError(err)
+	}
+	defer h.Close()
+	state, err := h.State(ctx, m.UUID)
+	if err != nil {
+		return hypervisorError(err)
+	}
+	s.mu.Lock()
+	s.machine = state
+	s.mu.Unlock()
+	if state == instant.Stopped {
+		return nil
+	}
+	return &Error{Code: CodeBusy, Msg: fmt.Sprintf("The machine %s of session %s is not shut down.", m.Name, s.doc.ID),
+		Hint: "Shut it down from inside, or stop it at once with --force, as if its plug were pulled."}
+}
+
+// stopMachine ends the session's machine at once.
+func (s *session) stopMachine(ctx context.Context) error {
+	m := s.doc.Machine
+	if m == nil {
+		return nil
+	}
+	h, err := instant.Dial(ctx, m.Connect)
+	if err != nil {
+		return hypervisorError(err)
+	}
+	defer h.Close()
+	if err := h.Destroy(ctx, m.UUID); err != nil {
+		return hypervisorError(err)
+	}
+	s.mu.Lock()
+	s.machine = instant.Stopped
+	s.mu.Unlock()
+	return nil
+}
+
+// Discard ends a session and throws away what was written in it. Its machine is
+// stopped at once. force does so even if the hypervisor does not answer.
+func (a *Appliance) Discard(ctx context.Context, id string, force bool) error {
+	s, err := a.changeable(id)
+	if err != nil {
+		return err
+	}
+	defer s.busy.Unlock()
+	return a.discard(context.WithoutCancel(ctx), s, force)
+}
+
+// discard is Discard with s.busy held. Once the record is gone, so is the session:
+// a later start clears away what is left.
+func (a *Appliance) discard(ctx context.Context, s *session, force bool) error {
+	s.endWatch()
+	if err := s.stopMachine(ctx); err != nil {
+		if !force {
+			a.beginWatch(s)
+			return err
+		}
+		a.log.Warn("machine of a discarded session may still run", "session", s.doc.ID, "err", err)
+	}
+	if err := a.opts.Journal.DeleteSession(s.doc.ID); err != nil {
+		a.beginWatch(s)
+		return err
+	}
+	if err := s.close(); err != nil {
+		a.log.Warn("discarded session did not close", "session", s.doc.ID, "err", err)
+	}
+	a.forget(s)
+	a.log.Info("session discarded", "session", s.doc.ID)
+	return os.RemoveAll(a.sessionDir(s.doc.ID))
+}
+
+// Keep starts a job that makes what a session wrote a new point of its VM, and
+// then ends the session. The machine has to be shut down, or is stopped at once if
+// force says so. Should the job fail, the session is what it was.
+func (a *Appliance) Keep(ctx context.Context, id string, force bool) (Job, error) {
+	s, err := a.changeable(id)
+	if err != nil {
+		return Job{}, err
+	}
+	job, err := a.startKeep(ctx, s, force)
+	if err != nil {
+		s.busy.Unlock()
+	}
+	return job, err
+}
+
+// startKeep is Keep with s.busy held, which the job gives up.
+func (a *Appliance) startKeep(ctx context.Context, s *session, force bool) (Job, error) {
+	stopped := func() error { return a.wantStopped(ctx, s) }
+	if force {
+		stopped = func() error { return s.stopMachine(ctx) }
+	}
+	if err := stopped(); err != nil {
+		return Job{}, err
+	}
+	if s.problem != nil {
+		return Job{}, &Error{Code: CodeInvalid, Err: s.problem, Msg: fmt.Sprintf("Session %s is broken: %v.", s.doc.ID, s.problem),
+			Hint: "Put right what it tells, and start the control plane again."}
+	}
+	return a.start("keep", s.doc.Name, "", func(ctx context.Context, job *running) (any, error) {
+		defer s.busy.Unlock()
+		s.setKeeping(true)
+		point, err := a.keep(ctx, s, job)
+		if err != nil {
+			s.setKeeping(false)
+			return nil, userError(err)
+		}
+		return BackupResult{Point: point}, a.discard(context.WithoutCancel(ctx), s, true)
+	})
+}
+
+func (s *session) setKeeping(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keeping = on
+}
+
+// keep makes the point. Clients lose the disks: nothing is to change meanwhile.
+func (a *Appliance) keep(ctx context.Context, s *session, job *running) (_ Point, err error) {
+	s.endWatch()
+	if err := s.close(); err != nil {
+		return Point{}, err
+	}
+	defer func() {
+		if err != nil {
+			s.breakWith(a.reopen(context.WithoutCancel(ctx), s))
+			a.beginWatch(s)
+		}
+	}()
+	_, from, err := a.Point(ctx, s.doc.VM, s.doc.Point)
+	if err != nil {
+		return Point{}, err
+	}
+	draft, err := a.repo.Begin(ctx, repository.BeginOptions{VM: from.VM, Name: s.doc.Name, Holder: job.job.ID})
+	if err != nil {
+		return Point{}, err
+	}
+	defer func() { err = errors.Join(err, draft.Abort(context.WithoutCancel(ctx))) }()
+	if err := job.setPoint(string(draft.Point())); err != nil {
+		return Point{}, err
+	}
+	info := repository.PointInfo{Job: job.job.ID, Source: "session", Config: from.Config}
+	for _, d := range s.doc.Disks {
+		reason := fmt.Sprintf("written in session %s from point %s", s.doc.ID, s.doc.Point)
+		info.Disks = append(info.Disks, repository.DiskInfo{Key: d.Key, Mode: "session", Reason: reason})
+		if err := a.keepDisk(ctx, s, d, draft, job); err != nil {
+			return Point{}, fmt.Errorf("keep disk %s: %w", d.Key, err)
+		}
+	}
+	return draft.Commit(context.WithoutCancel(ctx), info)
+}
+
+// keepDisk writes a disk to a draft: what the session wrote, if the draft builds on
+// the session's point, or else all of it, of which the draft drops what is equal.
+func (a *Appliance) keepDisk(ctx context.Context, s *session, d SessionDisk, draft repository.Draft, job *running) (err error) {
+	backing, err := a.repo.OpenDisk(ctx, repository.VMID(s.doc.VM), repository.PointID(s.doc.Point), d.Index, repository.OpenOptions{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, backing.Close()) }()
+	o, err := instant.OpenOverlay(ctx, d.File, backing, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, o.Close()) }()
+	to, err := draft.AddDisk(ctx, d.Key, d.Size)
+	if err != nil {
+		return err
+	}
+	c := copier{from: o, to: to.Device(), progress: func(done int64) { job.progress("copy", d.Key, done, d.Size) }, buf: make([]byte, 4<<20)}
+	if p := draft.Parent(); p == nil || string(p.ID) != s.doc.Point {
+		return block.MapAll(ctx, o, 0, d.Size, func(e block.Extent) error {
+			return c.copy(ctx, e.Off, e.Len, e.Kind == block.Data)
+		})
+	}
+	file, err := image.OpenFile(d.File)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	return file.Runs(ctx, 0, d.Size, func(r image.Run) error {
+		if r.Content == image.Absent {
+			return ctx.Err()
+		}
+		return c.copy(ctx, r.Off, r.Len, true)
+	})
+}
+
+// copier writes ranges of one disk to another.
+type copier struct {
+	from     block.Device
+	to       block.Device
+	progress func(done int64)
+	buf      []byte
+}
+
+// copy copies a range, which is zeroes unless it is data.
+func (c *copier) copy(ctx context.Context, off, n int64, data bool) error {
+	for n > 0 {
+		k := min(n, int64(len(c.buf)))
+		var err error
+		if data {
+			if err = c.from.ReadAt(ctx, c.buf[:k], off); err == nil {
+				err = block.Write(ctx, c.to, c.buf[:k], off)
+			}
+		} else {
+			k = n
+			err = block.WriteZeroes(ctx, c.to, off, k, block.MayTrim)
+		}
+		if err != nil {
+			return err
+		}
+		off, n = off+k, n-k
+		c.progress(off)
+	}
+	return nil
+}
