@@ -224,7 +224,9 @@ func (f *fileSystem) Info() fsys.Info {
 func (f *fileSystem) Root() fsys.ID { return f.root }
 
 // Inode implements fsys.Inodes. The first sector of a record holds a number that
-// changes whenever the record is written.
+// changes whenever the record is written. While a program keeps a file open,
+// Windows may write its content long before its record: where that was so, only
+// the content itself tells.
 func (f *fileSystem) Inode(id fsys.ID) (off, n int64, err error) {
 	number := int64(numberOf(id))
 	if number >= f.mfts {
