@@ -94,11 +94,11 @@ func Mount(t testing.TB, image, fsType, options string) (dir string, unmount fun
 		options += ","
 	}
 	Run(t, "mount", "-t", fsType, "-o", options+"loop", image, dir)
-	return dir, unmounting(t, dir)
+	return dir, Unmounting(t, dir)
 }
 
-// unmounting returns a function that unmounts dir, which also the test's end does.
-func unmounting(t testing.TB, dir string) func() {
+// Unmounting returns a function that unmounts dir, which also the test's end does.
+func Unmounting(t testing.TB, dir string) func() {
 	mounted := true
 	unmount := func() {
 		if !mounted {
