@@ -48,6 +48,13 @@ func startClient(devices []block.Device, o Options) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.serve(requests, reads, devices)
+	return c, nil
+}
+
+// serve begins to talk to a process through two connections.
+func (c *client) serve(requests, reads net.Conn, devices []block.Device) {
+	c.sockets = []net.Conn{requests, reads}
 	c.conn = proto.NewConn(requests)
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
@@ -57,7 +64,6 @@ func startClient(devices []block.Device, o Options) (*client, error) {
 			c.fail(err)
 		}
 	})
-	return c, nil
 }
 
 // start starts the process and returns what connects to it.
@@ -89,7 +95,6 @@ func (c *client) start(o Options) (requests, reads net.Conn, err error) {
 		}
 		return nil, nil, err
 	}
-	c.sockets = ends[:]
 	return ends[0], ends[1], nil
 }
 
@@ -110,7 +115,9 @@ func (c *client) fail(err error) {
 	if !first {
 		return
 	}
-	c.process.Close()
+	if c.process != nil {
+		c.process.Close()
+	}
 	c.cancel()
 	for _, s := range c.sockets {
 		s.Close()
@@ -140,7 +147,7 @@ func (c *client) receive() {
 
 // why says what ended the process, if that is why nothing can be received.
 func (c *client) why(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) && c.process != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if end := c.process.Wait(ctx); end != nil && !errors.Is(end, context.DeadlineExceeded) {

@@ -226,12 +226,15 @@ func (g *Guest) ReadDir(ctx context.Context, dir Node, yield func(Entry) bool) e
 		if r.Done {
 			return nil
 		}
-		if len(r.Entries) == 0 && at > 0 {
+		at += int64(len(r.Entries))
+		if len(r.Entries) == 0 || at > maxEntries {
 			return errProtocol
 		}
-		at += int64(len(r.Entries))
 	}
 }
+
+// maxEntries is how many entries of one directory are believed.
+const maxEntries = 1 << 25
 
 // plainName reports whether a name is one: not a path, not "..".
 func plainName(name string) bool {

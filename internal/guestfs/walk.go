@@ -42,6 +42,9 @@ func (g *Guest) stream(ctx context.Context, id uint64, take func(proto.Reply) er
 		if err == nil && r.Done {
 			return nil
 		}
+		if err == nil && len(r.Entries)+len(r.Changes) == 0 {
+			err = errProtocol
+		}
 		if err == nil {
 			err = take(r)
 		}

@@ -1,0 +1,177 @@
+package guestfs
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sendense/sendense/block"
+	"github.com/sendense/sendense/block/blocktest"
+	"github.com/sendense/sendense/internal/guestfs/fsys"
+	"github.com/sendense/sendense/internal/guestfs/proto"
+	"github.com/sendense/sendense/internal/guestfs/tree"
+)
+
+// takenOver is a Guest whose process answers whatever answer says. It returns the
+// far end of the connection for reads of disks.
+func takenOver(t *testing.T, answer func(proto.Request) proto.Reply) (*Guest, net.Conn) {
+	t.Helper()
+	near, far := net.Pipe()
+	nearReads, farReads := net.Pipe()
+	disk := blocktest.NewMemory(1 << 20)
+	c := &client{timeout: 10 * time.Second, dead: make(chan struct{}), waiting: map[uint64]chan proto.Reply{}}
+	c.serve(near, nearReads, []block.Device{disk})
+	g := &Guest{c: c, disks: map[int]block.Device{0: disk}}
+	t.Cleanup(g.Close)
+	go func() {
+		conn := proto.NewConn(far)
+		for {
+			var r proto.Request
+			if conn.Receive(&r) != nil {
+				return
+			}
+			reply := answer(r)
+			if reply.ID == 0 {
+				reply.ID = r.ID
+			}
+			if conn.Send(reply) != nil {
+				return
+			}
+		}
+	}()
+	return g, farReads
+}
+
+func TestAProcessThatWasTakenOverGetsNothing(t *testing.T) {
+	file := Entry{Name: "file", Attr: Attr{Size: 1 << 20}}
+	readFile := func(g *Guest) error {
+		f, err := g.OpenFile(file)
+		if err != nil {
+			return err
+		}
+		return f.ReadAt(t.Context(), make([]byte, 4096), 8192)
+	}
+	walk := func(g *Guest) error {
+		return g.Walk(t.Context(), Node{}, Match{}, func(e Entry) error {
+			if strings.Contains(e.Name, "..") || strings.HasPrefix(e.Name, "/") {
+				t.Errorf("got the name %q", e.Name)
+			}
+			return nil
+		})
+	}
+	entries := func(names ...string) func(proto.Request) proto.Reply {
+		var list []proto.Entry
+		for _, n := range names {
+			list = append(list, proto.Entry{Name: n})
+		}
+		return func(proto.Request) proto.Reply { return proto.Reply{Entries: list} }
+	}
+	list := func(g *Guest) error {
+		return g.ReadDir(t.Context(), Node{}, func(e Entry) bool {
+			if hasSlash(e.Name) || e.Name == ".." {
+				t.Errorf("got the name %q", e.Name)
+			}
+			return true
+		})
+	}
+	extents := func(list ...tree.Extent) func(proto.Request) proto.Reply {
+		return func(proto.Request) proto.Reply { return proto.Reply{Extents: list} }
+	}
+	for name, tt := range map[string]struct {
+		answer func(proto.Request) proto.Reply
+		do     func(*Guest) error
+	}{
+		"a name with a slash":             {entries("a/b"), list},
+		"a name that leads up":            {entries(".."), list},
+		"an empty name":                   {entries(""), list},
+		"a directory without end":         {func(r proto.Request) proto.Reply { return proto.Reply{} }, list},
+		"a walk that leads up":            {entries("a", "../../etc/passwd"), walk},
+		"a walk that begins at the root":  {entries("/etc"), walk},
+		"a walk through ..":               {entries("a/../../b"), walk},
+		"no extents":                      {extents(), readFile},
+		"an extent of no length":          {extents(tree.Extent{}), readFile},
+		"an extent of negative length":    {extents(tree.Extent{Len: -4096}), readFile},
+		"an extent beyond the file":       {extents(tree.Extent{Len: 2 << 20}), readFile},
+		"an extent beyond the disk":       {extents(tree.Extent{Kind: fsys.Data, Len: 8192, At: 1<<20 - 4096}), readFile},
+		"an extent before the disk":       {extents(tree.Extent{Kind: fsys.Data, Len: 8192, At: -1}), readFile},
+		"an extent of another disk":       {extents(tree.Extent{Kind: fsys.Data, Len: 8192, Disk: 1}), readFile},
+		"a sum that overflows":            {extents(tree.Extent{Kind: fsys.Data, Len: 8192, At: 1<<63 - 1}), readFile},
+		"more content than was asked for": {coded(make([]byte, 5000)), readFile},
+		"less content than there is":      {coded(nil), readFile},
+		"an answer to nobody":             {func(proto.Request) proto.Reply { return proto.Reply{ID: 99} }, list},
+		"more machines than were asked for": {func(proto.Request) proto.Reply { return proto.Reply{Machines: make([]proto.Machine, 2)} }, func(g *Guest) error {
+			_, err := g.Volumes(t.Context())
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, _ := takenOver(t, tt.answer)
+			if err := tt.do(g); err == nil {
+				t.Error("got no error")
+			}
+		})
+	}
+}
+
+// coded answers that content is stored in another form, and gives b for it.
+func coded(b []byte) func(proto.Request) proto.Reply {
+	return func(r proto.Request) proto.Reply {
+		if r.Op == proto.Extents {
+			return proto.Reply{Extents: []tree.Extent{{Kind: fsys.Opaque, Len: r.N}}}
+		}
+		return proto.Reply{Data: b}
+	}
+}
+
+func TestReadsOfAProcessThatWasTakenOver(t *testing.T) {
+	for name, tt := range map[string]struct {
+		disk, n uint32
+		off     uint64
+		ends    bool // the process is given up
+	}{
+		"of a disk that there is not": {7, 512, 0, true},
+		"of more than may be":         {0, 1 << 31, 0, true},
+		"beyond the disk":             {0, 512, 1 << 20, false},
+		"from before the disk":        {0, 512, 1 << 63, false},
+		"that overflows":              {0, 512, 1<<63 - 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, reads := takenOver(t, func(proto.Request) proto.Reply { return proto.Reply{} })
+			var b [24]byte
+			binary.LittleEndian.PutUint64(b[:], 1)
+			binary.LittleEndian.PutUint32(b[8:], tt.disk)
+			binary.LittleEndian.PutUint32(b[12:], tt.n)
+			binary.LittleEndian.PutUint64(b[16:], tt.off)
+			reads.SetDeadline(time.Now().Add(10 * time.Second))
+			if _, err := reads.Write(b[:]); err != nil {
+				t.Fatal(err)
+			}
+			var answer [16]byte
+			_, err := io.ReadFull(reads, answer[:])
+			if tt.ends {
+				<-g.Done()
+				return
+			}
+			if err != nil || binary.LittleEndian.Uint32(answer[8:]) == 0 {
+				t.Errorf("got %v, %v, want a refusal", answer, err)
+			}
+		})
+	}
+}
+
+func TestFramesAreBounded(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	go func() {
+		far.Write([]byte{0x7f, 0xff, 0xff, 0xff})
+	}()
+	var r proto.Reply
+	if err := proto.NewConn(near).Receive(&r); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("a frame of 2 GiB: got %v", err)
+	}
+}
