@@ -1,7 +1,8 @@
 // Command demo protects a real guest while it runs: it boots a small Debian under
 // a libvirtd of its own, starts a control plane, has the capture agent make a full
 // and two incremental points while the guest writes, verifies them, and compares
-// each point, exported over NBD, with what the guest's disk held at that moment.
+// each point, exported over NBD, with what the guest's disk held at that moment. It
+// then reads files inside of the points and through a mount.
 //
 // It runs the programs in bin/, as a user would, and keeps the repository it made
 // in build/demo.
@@ -15,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -50,6 +52,7 @@ type demo struct {
 	vm      *guest.VM
 	disk    string // the guest's disk
 	rows    []row
+	shown   []string // commands and what they printed
 }
 
 // row is a line of the closing table.
@@ -90,6 +93,9 @@ func run(ctx context.Context) (err error) {
 	}
 	if err == nil {
 		err = d.prove(ctx)
+	}
+	if err == nil {
+		err = d.browse(ctx)
 	}
 	if err = errors.Join(err, stop(), d.close()); err != nil {
 		return err
@@ -230,6 +236,7 @@ func (d *demo) report() error {
 		t.Row(r.Point, r.Type, cli.Size(r.Changed), cli.Size(r.Stored), fmt.Sprintf("%.1f", r.Took.Seconds()), verdict)
 	}
 	t.Flush()
+	fmt.Printf("\n%s\n", strings.Join(d.shown, "\n"))
 	repo := d.repo
 	if wd, err := os.Getwd(); err == nil {
 		if rel, err := filepath.Rel(wd, repo); err == nil {
@@ -238,7 +245,7 @@ func (d *demo) report() error {
 	}
 	fmt.Printf(`
 Try next:
-  bin/sendense-control points demo --repository %[1]s
+  bin/sendense-control ls -l demo latest /srv/data --repository %[1]s
   bin/sendense-control export demo latest~1 --repository %[1]s
   qemu-img info --backing-chain %[1]s/%[2]s/disk-0/demo-incr-%[3]s.qcow2
 `, repo, d.vm.UUID, d.rows[len(d.rows)-1].Point)

@@ -44,6 +44,18 @@ func product(ctx context.Context, v any, name string, args ...string) error {
 	return nil
 }
 
+// output runs one of the programs in bin/ and returns what it printed.
+func output(ctx context.Context, name string, args ...string) (string, error) {
+	var stderr strings.Builder
+	cmd := exec.CommandContext(ctx, filepath.Join("bin", name), args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, args[0], err, strings.TrimSpace(stderr.String()))
+	}
+	return string(out), nil
+}
+
 // startControlPlane starts the control plane on the demo's repository and waits
 // until it answers. Its sockets are in a short path, as they must be.
 func (d *demo) startControlPlane(ctx context.Context) (stop func() error, err error) {
