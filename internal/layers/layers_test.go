@@ -24,6 +24,7 @@ var levels = map[string]int{
 	"internal/state":      1,
 	"capture":             2,
 	"internal/repository": 2,
+	"internal/restore":    2,
 	"internal/instant":    2,
 	"appliance":           3,
 	"api":                 4,

@@ -1,0 +1,60 @@
+package main_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestRestoreGivesDisksBack(t *testing.T) {
+	bothWays(t, func(t *testing.T, daemon bool) {
+		s, flags, points := site(t, daemon)
+		for i, p := range points {
+			want, err := os.ReadFile(s.Path(fmt.Sprintf("then-%d", i)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			file := filepath.Join(dir, "web1-disk-0.raw")
+			place := " --format raw --to file:" + dir
+			if r := s.Control(flags, "restore web1 "+p+place+" --dry-run"); r.Code != 0 || !strings.Contains(r.Stdout, file) {
+				t.Errorf("plan: got %+v", r)
+			}
+			if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+				t.Errorf("after a plan: got %v, %v", left, err)
+			}
+			if r := s.Control(flags, "restore web1 "+p+place); r.Code != 0 {
+				t.Fatalf("restore: got %+v", r)
+			}
+			if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("point %d: restored something else (%v)", i, err)
+			}
+			if r := s.Control(flags, "restore web1 "+p+place); r.Code == 0 || !strings.Contains(r.Stderr, "is there already") {
+				t.Errorf("restore over a file: got %+v", r)
+			}
+			// Back to the first point, with what differs.
+			if r := s.Control(flags, "restore web1 "+points[0]+" --delta --to blockdev:"+file); r.Code != 0 {
+				t.Errorf("delta: got %+v", r)
+			}
+			first, err := os.ReadFile(s.Path("then-0"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, first) {
+				t.Errorf("delta from point %d: restored something else (%v)", i, err)
+			}
+		}
+		for line, says := range map[string]string{
+			"restore web1 latest": "--to", "restore web1 latest --to nowhere": "--to", "restore web1 latest --to cloud:/x": "no place",
+			"restore web1 latest --to file:/none/at/all": "/none/at/all", "restore web1 latest --disk 7 --to file:/tmp": "no disk 7",
+			"restore web1 latest --delta --to file:/tmp": "no older state", "restore web1 latest --format raw --to blockdev:/none": "/none",
+		} {
+			if r := s.Control(flags, line); r.Code == 0 || !strings.Contains(r.Stderr, says) || !strings.Contains(r.Stderr, "hint: ") {
+				t.Errorf("%s: got %+v, want it to say %q", line, r, says)
+			}
+		}
+	})
+}

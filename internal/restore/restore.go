@@ -1,0 +1,230 @@
+// Package restore writes the disks of a machine to places where they are used
+// again. A [Target] is such a place; [Run] fills it.
+//
+// The package knows block devices and images, and nothing of points, repositories
+// and jobs.
+package restore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sendense/sendense/block"
+)
+
+// Disk is a disk to be restored.
+type Disk struct {
+	Index  int
+	Key    string // what the machine called it, such as vda
+	Device block.Device
+}
+
+// Machine is what is restored.
+type Machine struct {
+	Name  string // fit for a file's name
+	Disks []Disk
+}
+
+// Plan says what a restore would do.
+type Plan struct {
+	Disks []PlannedDisk `json:"disks"`
+	Notes []string      `json:"notes"` // what an operator should know first, each in a sentence
+}
+
+// PlannedDisk is where a disk would go.
+type PlannedDisk struct {
+	Index int    `json:"index"`
+	Key   string `json:"key"`
+	Size  int64  `json:"size"` // bytes
+	To    string `json:"to"`   // path
+	// Overwrites says that there is something that would be lost.
+	Overwrites bool `json:"overwrites"`
+}
+
+// Target is a place to restore to. It is used once: Plan, then Open for each disk,
+// then Commit or Abort. restoretest has its conformance suite.
+type Target interface {
+	// Plan checks that the machine fits and says what would happen. It changes
+	// nothing. Errors wrap [ErrRefused] where another target would do.
+	Plan(ctx context.Context, m Machine) (Plan, error)
+	// Open returns a device of the disk's size to write its content to. Fresh says
+	// that it reads as zeroes.
+	Open(ctx context.Context, d Disk) (dev block.Device, fresh bool, err error)
+	// Commit makes what was written durable and gives it its place.
+	Commit(ctx context.Context) error
+	// Abort gives the restore up. A target that made new files leaves none; one that
+	// overwrote something cannot bring it back.
+	Abort() error
+}
+
+// ErrRefused says that a target cannot or must not take the machine.
+var ErrRefused = errors.New("refused")
+
+// Options say how disks are written.
+type Options struct {
+	// Delta reads what the target holds and writes only what differs.
+	Delta bool
+	// Progress is called with the bytes done and all there are, now and then.
+	Progress func(disk string, done, total int64)
+}
+
+// Result says what a restore did.
+type Result struct {
+	Disks []RestoredDisk `json:"disks"`
+	Notes []string       `json:"notes"`
+}
+
+// RestoredDisk is a disk with what was written of it.
+type RestoredDisk struct {
+	PlannedDisk
+	WrittenBytes int64 `json:"written_bytes"` // of data
+	ZeroedBytes  int64 `json:"zeroed_bytes"`  // made zero
+	SameBytes    int64 `json:"same_bytes"`    // left, for they were the same
+}
+
+// Run plans, writes all disks and commits.
+func Run(ctx context.Context, t Target, m Machine, o Options) (Result, error) {
+	plan, err := t.Plan(ctx, m)
+	if err != nil {
+		return Result{}, err
+	}
+	r := Result{Notes: plan.Notes}
+	if o.Progress == nil {
+		o.Progress = func(string, int64, int64) {}
+	}
+	total, done := int64(0), int64(0)
+	for _, d := range m.Disks {
+		total += d.Device.Size()
+	}
+	for i, d := range m.Disks {
+		x := RestoredDisk{PlannedDisk: plan.Disks[i]}
+		c := &copier{src: d.Device, opts: o, out: &x, report: func(n int64) { o.Progress(d.Key, done+n, total) }}
+		if err := c.restore(ctx, t, d); err != nil {
+			return r, errors.Join(fmt.Errorf("restore disk %s to %s: %w", d.Key, x.To, err), t.Abort())
+		}
+		done += d.Device.Size()
+		r.Disks = append(r.Disks, x)
+	}
+	return r, t.Commit(ctx)
+}
+
+const (
+	piece   = 1 << 20  // bytes read at a time
+	cluster = 64 << 10 // unit of comparison, in bytes
+	writers = 4        // pieces under way
+)
+
+// copier copies one disk.
+type copier struct {
+	src    block.Device
+	dst    block.Device
+	fresh  bool
+	opts   Options
+	out    *RestoredDisk
+	report func(done int64)
+}
+
+func (c *copier) restore(ctx context.Context, t Target, d Disk) (err error) {
+	if c.dst, c.fresh, err = t.Open(ctx, d); err != nil {
+		return err
+	}
+	size := c.src.Size()
+	for off := int64(0); off < size; {
+		exts, err := block.Map(ctx, c.src, off, min(size-off, 64<<20))
+		if err != nil {
+			return err
+		}
+		if err := c.extents(ctx, exts); err != nil {
+			return err
+		}
+		off = exts[len(exts)-1].End()
+		c.report(off)
+	}
+	return block.Flush(ctx, c.dst)
+}
+
+// done counts what became of a run.
+type counts struct{ written, zeroed, same int64 }
+
+func (c *copier) extents(ctx context.Context, exts []block.Extent) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(writers)
+	results := make(chan counts, 1)
+	total := counts{}
+	added := make(chan struct{})
+	go func() {
+		defer close(added)
+		for r := range results {
+			total.written, total.zeroed, total.same = total.written+r.written, total.zeroed+r.zeroed, total.same+r.same
+		}
+	}()
+	for _, e := range exts {
+		for off := e.Off; off < e.End(); off += piece {
+			n := min(piece, e.End()-off)
+			g.Go(func() error {
+				r, err := c.piece(ctx, off, n, e.Kind == block.Data)
+				results <- r
+				return err
+			})
+		}
+	}
+	err := g.Wait()
+	close(results)
+	<-added
+	c.out.WrittenBytes += total.written
+	c.out.ZeroedBytes += total.zeroed
+	c.out.SameBytes += total.same
+	return err
+}
+
+// piece restores one run, of data or of zeroes.
+func (c *copier) piece(ctx context.Context, off, n int64, data bool) (counts, error) {
+	if !data && c.fresh {
+		return counts{same: n}, nil
+	}
+	want := make([]byte, n)
+	if data {
+		if err := c.src.ReadAt(ctx, want, off); err != nil {
+			return counts{}, err
+		}
+	}
+	if !c.opts.Delta {
+		return c.put(ctx, want, off, data)
+	}
+	held := make([]byte, n)
+	if err := c.dst.ReadAt(ctx, held, off); err != nil {
+		return counts{}, err
+	}
+	var sum counts
+	for at := int64(0); at < n; {
+		end := min(at+cluster, n)
+		if bytes.Equal(want[at:end], held[at:end]) {
+			sum.same += end - at
+			at = end
+			continue
+		}
+		for end < n && !bytes.Equal(want[end:min(end+cluster, n)], held[end:min(end+cluster, n)]) {
+			end = min(end+cluster, n)
+		}
+		r, err := c.put(ctx, want[at:end], off+at, data)
+		if err != nil {
+			return sum, err
+		}
+		sum.written, sum.zeroed = sum.written+r.written, sum.zeroed+r.zeroed
+		at = end
+	}
+	return sum, nil
+}
+
+// put writes a run.
+func (c *copier) put(ctx context.Context, p []byte, off int64, data bool) (counts, error) {
+	n := int64(len(p))
+	if !data {
+		return counts{zeroed: n}, block.WriteZeroes(ctx, c.dst, off, n, block.MayTrim)
+	}
+	return counts{written: n}, block.Write(ctx, c.dst, p, off)
+}
