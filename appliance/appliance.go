@@ -91,7 +91,8 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 	a := &Appliance{opts: o, repo: o.Repository, log: o.Log,
 		jobs: &jobs{journal: o.Journal, now: o.Now, volatile: o.Volatile, closing: make(chan struct{}),
 			running: map[string]*running{}, unrecorded: map[string]Job{}},
-		drafts: map[string]*Draft{}, exports: map[string]*export{}, mounts: map[string]*mount{}}
+		drafts: map[string]*Draft{}, exports: map[string]*export{},
+		sessions: map[string]*session{}, deleting: map[pin]int{}, mounts: map[string]*mount{}}
 	a.jobs.onEnd = a.jobEnded
 	a.guests = &guests{a: a, open: map[guestKey]*openGuest{}}
 	marked, err := a.jobs.recover()
