@@ -303,3 +303,5 @@ func TestAttributesOfWindowsAreTheMounts(t *testing.T) {
 func opener(v fsys.Volume) (fsys.FileSystem, error) {
 	return ntfs.OpenWith(v, ntfs.Options{CacheBytes: -1})
 }
+
+func TestMain(m *testing.M) { fstest.Main(m) }
