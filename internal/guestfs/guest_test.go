@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) {
 	guestfs.Main()
-	os.Exit(m.Run())
+	fstest.Main(m)
 }
 
 // device is an image as a block.Device.

@@ -4,7 +4,9 @@ import (
 	"fmt"
 
 	"github.com/sendense/sendense/internal/guestfs/btrfs"
+	"github.com/sendense/sendense/internal/guestfs/exfat"
 	"github.com/sendense/sendense/internal/guestfs/ext4"
+	"github.com/sendense/sendense/internal/guestfs/fat"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/ntfs"
 	"github.com/sendense/sendense/internal/guestfs/xfs"
@@ -13,6 +15,7 @@ import (
 // readers are those of the file systems that can be read, by type.
 var readers = map[string]func(fsys.Volume) (fsys.FileSystem, error){
 	"ext2": ext4.Open, "ext3": ext4.Open, "ext4": ext4.Open, "xfs": xfs.Open, "btrfs": btrfs.Open, "ntfs": ntfs.Open,
+	"vfat": fat.Open, "exfat": exfat.Open,
 }
 
 // openFS opens a file system, or a subvolume of one that has such.

@@ -28,7 +28,7 @@ var layouts = []struct {
 	{"ext3", "ext3", 128 * mib, "mke2fs -q -F -t ext3 -b 2048", fstest.Without{LargeXattrs: true}},
 	{"ext4 as Debian makes it", "ext4", 256 * mib, "mke2fs -q -F -t ext4", fstest.Without{LargeXattrs: true}},
 	{"ext4 with all that fits in inodes", "ext4", 128 * mib,
-		"mke2fs -q -F -t ext4 -b 1024 -I 512 -O 64bit,inline_data,ea_inode,large_dir,metadata_csum,metadata_csum_seed,quota,project,orphan_file", fstest.Without{Large: 8000}},
+		"mke2fs -q -F -t ext4 -b 1024 -I 512 -O 64bit,inline_data,ea_inode,large_dir,metadata_csum,metadata_csum_seed,orphan_file", fstest.Without{Large: 8000, LargeXattrs: true}},
 	{"ext4 with inline data", "ext4", 128 * mib, "mke2fs -q -F -t ext4 -b 4096 -I 256 -O inline_data,^metadata_csum,sparse_super2,^resize_inode", fstest.Without{}},
 	{"ext4 with clusters", "ext4", 256 * mib, "mke2fs -q -F -t ext4 -b 4096 -C 65536 -O bigalloc", fstest.Without{}},
 	{"ext4 with clusters and blocks of 1 KiB", "ext4", 128 * mib, "mke2fs -q -F -t ext4 -b 1024 -C 16384 -O bigalloc,meta_bg,^resize_inode", fstest.Without{LargeXattrs: true}},

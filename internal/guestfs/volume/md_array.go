@@ -1,0 +1,204 @@
+package volume
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/sendense/sendense/internal/guestfs/fsys"
+)
+
+// maxMembers is how many members an array may have.
+const maxMembers = 384
+
+// mdMember is a volume that belongs to an array.
+type mdMember struct {
+	node *Node
+	*mdSuper
+}
+
+// array is what is known of an md array from the members that were found.
+type array struct {
+	members []mdMember
+	newest  *mdSuper
+}
+
+// arrays collects members by array.
+func collectArrays(members []mdMember) []*array {
+	var list []*array
+	byID := map[string]*array{}
+	for _, m := range members {
+		key := m.uuid + " " + m.version[:1]
+		a := byID[key]
+		if a == nil {
+			a = &array{newest: m.mdSuper}
+			byID[key] = a
+			list = append(list, a)
+		}
+		a.members = append(a.members, m)
+		if m.events > a.newest.events {
+			a.newest = m.mdSuper
+		}
+	}
+	return list
+}
+
+// current says whether a member is in step with the array: it has seen its last
+// update, or the one before, and no other member has given up on it.
+func (a *array) current(m mdMember) bool {
+	if m.role < 0 || m.role >= int(a.newest.disks) || m.behind || m.events+1 < a.newest.events {
+		return false
+	}
+	return int(m.number) < len(a.newest.active) && a.newest.active[m.number] == m.role
+}
+
+// byRole returns the members that are in step, by their role: nil where none is.
+func (a *array) byRole() []*mdMember {
+	list := make([]*mdMember, min(a.newest.disks, maxMembers))
+	for i := range a.members {
+		m := &a.members[i]
+		if a.current(*m) && m.role < len(list) && (list[m.role] == nil || list[m.role].events < m.events) {
+			list[m.role] = m
+		}
+	}
+	return list
+}
+
+// complete says whether every member of the array was found.
+func (a *array) complete() bool { return !slices.Contains(a.byRole(), nil) }
+
+// volume returns the content of the array, with what there is to say of it.
+func (a *array) volume() (vol fsys.Volume, notes []string, err error) {
+	s := a.newest
+	if s.disks == 0 || s.disks > maxMembers {
+		return nil, nil, fmt.Errorf("has %d members", s.disks)
+	}
+	for _, m := range a.members {
+		if m.refusal != "" {
+			return nil, nil, errors.New(m.refusal)
+		}
+	}
+	switch s.level {
+	case 1:
+		return a.mirror()
+	case 0, levelLinear:
+	default:
+		return nil, nil, fmt.Errorf("is of level %s, which is not read", s.levelName())
+	}
+	members := a.byRole()
+	if n := len(members) - len(slices.DeleteFunc(slices.Clone(members), func(m *mdMember) bool { return m == nil })); n > 0 {
+		return nil, nil, fmt.Errorf("is of level %s and lacks %d of %d members", s.levelName(), n, len(members))
+	}
+	if s.level == levelLinear {
+		vol, err = a.linear(members)
+		return vol, nil, err
+	}
+	vol, err = a.striped(members)
+	return vol, nil, err
+}
+
+// mirror reads the member that is in step and knows most, the first of several.
+func (a *array) mirror() (fsys.Volume, []string, error) {
+	var best *mdMember
+	n := 0
+	for _, m := range a.byRole() {
+		if m == nil || a.newest.size <= 0 || a.newest.size > m.dataLen {
+			continue
+		}
+		n++
+		if best == nil || m.events > best.events || m.events == best.events && best.badBlocks && !m.badBlocks {
+			best = m
+		}
+	}
+	if best == nil {
+		return nil, nil, errors.New("has no member that is in step")
+	}
+	notes := []string{fmt.Sprintf("It is a mirror of %d members, of which %d are here and in step; one is read.", a.newest.disks, n)}
+	if best.badBlocks {
+		notes = append(notes, "The member that is read has a list of bad blocks, which is not regarded.")
+	}
+	return slice(best.node.Volume, best.dataOff, a.newest.size), notes, nil
+}
+
+// linear reads members one after the other.
+func (a *array) linear(members []*mdMember) (fsys.Volume, error) {
+	var all concatenation
+	var size int64
+	for _, m := range members {
+		n := m.dataLen
+		if a.newest.chunk > 0 {
+			n -= n % a.newest.chunk
+		}
+		if n > maxBytes-size {
+			return nil, errTooLarge
+		}
+		if n > 0 {
+			all = append(all, segment{size, n, part{m.node.Volume, m.dataOff}})
+			size += n
+		}
+	}
+	return newVolume(all, size), nil
+}
+
+var errTooLarge = errors.New("is too large")
+
+// Layouts of a striped array whose members differ in size (torvalds/linux
+// drivers/md/raid0.h, enum r0layout).
+const (
+	raid0Original  = 1 // the order of members in a zone follows from the chunk's number in the array
+	raid0Alternate = 2 // … in the zone
+)
+
+// striped reads an array of stripes. Members of different sizes make zones: what
+// the smallest ones can hold, then what those that are left can.
+func (a *array) striped(members []*mdMember) (fsys.Volume, error) {
+	s := a.newest
+	if s.chunk < 512 || s.chunk%512 != 0 {
+		return nil, fmt.Errorf("has chunks of %d bytes", s.chunk)
+	}
+	usable := func(m *mdMember) int64 { return m.dataLen - m.dataLen%s.chunk }
+	sizes := make([]int64, len(members))
+	for i, m := range members {
+		if sizes[i] = usable(m); sizes[i] == 0 {
+			return nil, errors.New("has a member without room")
+		}
+	}
+	slices.SortFunc(sizes, cmp.Compare)
+	sizes = slices.Compact(sizes)
+	if len(sizes) > 1 && s.layout != raid0Original && s.layout != raid0Alternate {
+		return nil, errors.New("has members of different sizes, and does not say in which of two ways they are striped")
+	}
+	var all concatenation
+	var size, done int64
+	for _, end := range sizes {
+		z := zone{stripes: stripes{chunk: s.chunk}}
+		for _, m := range members {
+			if usable(m) > done {
+				z.vols = append(z.vols, part{m.node.Volume, m.dataOff + done})
+			}
+		}
+		if s.layout == raid0Original {
+			z.first = size / s.chunk
+		}
+		if end-done > (maxBytes-size)/int64(len(z.vols)) {
+			return nil, errTooLarge
+		}
+		n := (end - done) * int64(len(z.vols))
+		all = append(all, segment{size, n, z})
+		size, done = size+n, end
+	}
+	return newVolume(all, size), nil
+}
+
+// zone is the layout of stripes whose first one need not be on the first member.
+type zone struct {
+	stripes
+	first int64 // number of the chunk that the zone starts with
+}
+
+func (z zone) run(off, max int64) (run, error) {
+	chunk, in, n := off/z.chunk, off%z.chunk, int64(len(z.vols))
+	p := z.vols[(z.first+chunk)%n]
+	return run{p.vol, p.at + chunk/n*z.chunk + in, min(max, z.chunk-in)}, nil
+}
