@@ -19,6 +19,7 @@ import (
 	"github.com/sendense/sendense/capture"
 	"github.com/sendense/sendense/internal/guestfs"
 	"github.com/sendense/sendense/internal/repository"
+	"github.com/sendense/sendense/internal/restore"
 )
 
 // document is docs/openapi.json as far as the tests look at it.
@@ -74,8 +75,12 @@ var types = map[string]any{
 	"DraftDiskInfo": appliance.DraftDiskInfo{}, "DiffersRequest": api.DiffersRequest{}, "DiffersReply": api.DiffersReply{},
 	"ProgressReport": api.ProgressReport{}, "CommitRequest": appliance.CommitRequest{}, "Config": capture.Config{},
 	"DiskResult": capture.DiskResult{}, "AbortRequest": api.AbortRequest{}, "Code": appliance.Code(""),
-	"Contents": appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
+	"SessionSpec": appliance.SessionSpec{}, "MachineSpec": appliance.MachineSpec{}, "Session": appliance.Session{},
+	"SessionDisk": appliance.SessionDisk{}, "SessionMachine": appliance.SessionMachine{}, "SessionState": appliance.SessionState(""),
+	"SessionEnd": api.SessionEnd{},
+	"Contents":   appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
 	"FileChange": appliance.FileChange{}, "FileVersion": appliance.FileVersion{}, "FileLine": api.FileLine{},
+	"RestoreRequest": appliance.RestoreRequest{}, "RestorePlan": restore.Plan{}, "PlannedDisk": restore.PlannedDisk{},
 	"MountRequest": api.MountRequest{}, "Mount": appliance.MountSpec{},
 }
 
@@ -220,7 +225,7 @@ func checkType(t *testing.T, at string, s schema, typ reflect.Type) {
 		want = schema{Type: "string", Format: "date-time"}
 	case typ == reflect.TypeFor[[]byte]():
 		want = schema{Type: "string", Encoding: "base64"}
-	case typ == reflect.TypeFor[appliance.Code](), typ.Kind() == reflect.Struct:
+	case typ == reflect.TypeFor[appliance.Code](), typ == reflect.TypeFor[appliance.SessionState](), typ.Kind() == reflect.Struct:
 		for name, v := range types {
 			if reflect.TypeOf(v).ConvertibleTo(typ) && s.Ref == "#/components/schemas/"+name {
 				return

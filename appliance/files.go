@@ -295,12 +295,12 @@ func (a *Appliance) Diff(ctx context.Context, r FilesRequest, newer string, yiel
 	if err != nil {
 		return err
 	}
-	defer closeAll(oldDisks)
+	defer func() { _ = closeAll(oldDisks) }() // they were only read
 	newDisks, newList, err := a.openDisks(ctx, to, r.Verified)
 	if err != nil {
 		return err
 	}
-	defer closeAll(newDisks)
+	defer func() { _ = closeAll(newDisks) }()
 	older, after, err := guestfs.OpenTwo(ctx, oldList, newList, guestfs.Options{})
 	if err != nil {
 		return filesError(to, "", err)

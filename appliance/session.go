@@ -99,7 +99,6 @@ type session struct {
 	over   []*instant.Overlay
 	stop   context.CancelFunc // ends serving
 	done   chan struct{}      // closed when serving has ended
-	err    error              // of closing; read after done
 	full   atomic.Bool        // the quota is reached
 
 	busy sync.Mutex // held while the session is changed: started, kept, discarded

@@ -148,7 +148,7 @@ func (fl *files) shut(f *file) {
 	delete(fl.open, f)
 	fl.mu.Unlock()
 	if f.backing != 0 {
-		fl.server.UnregisterBackingFd(f.backing) // after the end of the mount there is nothing to take back
+		_ = fl.server.UnregisterBackingFd(f.backing) // after the end of the mount there is nothing to take back
 		f.backing = 0
 	}
 	fl.end(f, c)

@@ -35,6 +35,14 @@ func (j journal) Exports() ([]appliance.ExportSpec, error) {
 	return slices.Collect(maps.Values(m)), err
 }
 
+func (j journal) PutSession(s appliance.Session) error { return j.Put("sessions", s.ID, s) }
+func (j journal) DeleteSession(id string) error        { return j.Delete("sessions", id) }
+
+func (j journal) Sessions() ([]appliance.Session, error) {
+	m, err := state.All[appliance.Session](j.Store, "sessions")
+	return slices.Collect(maps.Values(m)), err
+}
+
 // memory is the journal of a host that cannot write beside its repository: it
 // forgets everything when the process ends.
 type memory struct {
@@ -88,6 +96,12 @@ func (m *memory) DeleteExport(id string) error { return locked(m, func() { delet
 func (m *memory) Exports() (out []appliance.ExportSpec, err error) {
 	return out, locked(m, func() { out = slices.Collect(maps.Values(m.exports)) })
 }
+
+// Sessions outlive the process or are none.
+
+func (m *memory) PutSession(appliance.Session) error     { return errors.ErrUnsupported }
+func (m *memory) DeleteSession(string) error             { return errors.ErrUnsupported }
+func (m *memory) Sessions() ([]appliance.Session, error) { return nil, nil }
 
 func locked(m *memory, fn func()) error {
 	m.mu.Lock()

@@ -114,7 +114,9 @@ const blocks = 1000
 
 func blockOf(i int) int64 { return int64(i*7%blocks) * 4096 }
 
-func numbered(i int) []byte { return bytes.Repeat([]byte{byte(i), byte(i >> 8), byte(i >> 16), 7}, 1024) }
+func numbered(i int) []byte {
+	return bytes.Repeat([]byte{byte(i), byte(i >> 8), byte(i >> 16), 7}, 1024)
+}
 
 func TestWhatAKilledProcessWasToldIsWrittenIsThere(t *testing.T) {
 	content := noise(1, 8*mib)

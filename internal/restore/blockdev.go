@@ -56,8 +56,10 @@ func checkDevice(path string, d Disk) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer h.close()
 	size := h.w.Size()
+	if err := h.close(); err != nil {
+		return 0, err
+	}
 	if size < d.Device.Size() {
 		return 0, fmt.Errorf("%w: %s has %d bytes, disk %s has %d", ErrRefused, path, size, d.Key, d.Device.Size())
 	}
@@ -81,8 +83,7 @@ func hold(path string) (*held, error) {
 		}
 	}
 	if h.w, err = image.OpenRawWriter(path); err != nil {
-		h.close()
-		return nil, err
+		return nil, errors.Join(err, h.close())
 	}
 	return h, nil
 }

@@ -1,0 +1,283 @@
+package instant
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/digitalocean/go-libvirt"
+)
+
+// ErrUnreachable says that the hypervisor does not answer.
+var ErrUnreachable = errors.New("hypervisor does not answer")
+
+// ErrInvalid says that a hypervisor's address is none.
+var ErrInvalid = errors.New("no address of a hypervisor")
+
+// callTimeout bounds what is asked of libvirt: starting a machine may take long on
+// a busy host.
+const callTimeout = 2 * time.Minute
+
+// defaultSockets are where the daemons of a system listen.
+var defaultSockets = []string{"/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"}
+
+// Hypervisor is a connection to libvirt. Its methods may be called concurrently.
+type Hypervisor struct {
+	conn *libvirt.Libvirt
+	net  net.Conn
+}
+
+type fixed struct{ net.Conn }
+
+// Dial implements socket.Dialer.
+func (f fixed) Dial() (net.Conn, error) { return f.Conn, nil }
+
+// Dial connects to the libvirt of this machine at a URI: qemu:///system, which is
+// the default, or qemu+unix:///system?socket=PATH. The caller closes it.
+func Dial(ctx context.Context, uri string) (*Hypervisor, error) {
+	socket, err := socketOf(uri)
+	if err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, socket, err)
+	}
+	h := &Hypervisor{conn: libvirt.NewWithDialer(fixed{nc}), net: nc}
+	err = h.bound(ctx, func() error { return h.conn.ConnectToURI(libvirt.QEMUSystem) })
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, socket, err)
+	}
+	return h, nil
+}
+
+func socketOf(uri string) (string, error) {
+	if uri == "" {
+		uri = "qemu:///system"
+	}
+	u, err := url.Parse(uri)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if u.Scheme != "qemu" && u.Scheme != "qemu+unix" || u.Host != "" || u.Path != "/system" {
+		return "", fmt.Errorf("%w: %q; machines start on this host only, at qemu:///system or qemu+unix:///system?socket=PATH", ErrInvalid, uri)
+	}
+	if s := u.Query().Get("socket"); s != "" {
+		return s, nil
+	}
+	for _, s := range defaultSockets {
+		if _, err := os.Stat(s); err == nil {
+			return s, nil
+		}
+	}
+	return defaultSockets[0], nil
+}
+
+// bound calls fn, whose calls take no context, and cuts the connection when ctx
+// ends or it takes too long: the calls then return.
+func (h *Hypervisor) bound(ctx context.Context, fn func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { h.net.Close() })
+	err := fn()
+	if !stop() && ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, ctx.Err())
+	}
+	var answer libvirt.Error
+	if err != nil && !errors.As(err, &answer) {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return err
+}
+
+// Close hangs up. Machines run on.
+func (h *Hypervisor) Close() error {
+	_ = h.conn.Disconnect() // the error of a connection that is gone tells nothing
+	h.net.Close()
+	return nil
+}
+
+// Owner returns the user and group that QEMU runs as; false if libvirt does not
+// tell.
+func (h *Hypervisor) Owner(ctx context.Context) (uid, gid int, ok bool) {
+	var caps []byte
+	err := h.bound(ctx, func() (err error) {
+		s, err := h.conn.ConnectGetCapabilities()
+		caps = []byte(s)
+		return err
+	})
+	if err != nil {
+		return 0, 0, false
+	}
+	return owner(string(caps))
+}
+
+// owner finds the base label of the DAC model in libvirt's capabilities.
+func owner(caps string) (uid, gid int, ok bool) {
+	_, model, found := strings.Cut(caps, "<model>dac</model>")
+	if !found {
+		return 0, 0, false
+	}
+	model, _, _ = strings.Cut(model, "</secmodel>")
+	_, label, found := strings.Cut(model, "<baselabel")
+	_, label, found2 := strings.Cut(label, ">")
+	label, _, found3 := strings.Cut(label, "</baselabel>")
+	u, g, found4 := strings.Cut(strings.ReplaceAll(label, "+", ""), ":")
+	uid, err1 := strconv.Atoi(u)
+	gid, err2 := strconv.Atoi(g)
+	return uid, gid, found && found2 && found3 && found4 && err1 == nil && err2 == nil
+}
+
+// Start starts a machine that is gone from libvirt once it ends. notes are
+// sentences on what could not be carried over.
+func (h *Hypervisor) Start(ctx context.Context, m *Machine) (notes []string, err error) {
+	description, notes, err := m.XML()
+	if err != nil {
+		return nil, err
+	}
+	d, err := parseXML(description)
+	if err != nil {
+		return nil, err
+	}
+	if d.attr("type") == "kvm" && !h.accelerates(ctx) {
+		emulate(d)
+		notes = append(notes, "This host cannot accelerate machines (no KVM): it is emulated, and slow.")
+	}
+	err = h.bound(ctx, func() error {
+		_, err := h.conn.DomainCreateXML(d.String(), 0)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start machine %s: %w", m.Name, err)
+	}
+	return notes, nil
+}
+
+// accelerates reports whether machines of type kvm can run.
+func (h *Hypervisor) accelerates(ctx context.Context) bool {
+	return h.bound(ctx, func() error {
+		_, err := h.conn.ConnectGetDomainCapabilities(nil, nil, nil, libvirt.OptString{"kvm"}, 0)
+		return err
+	}) == nil
+}
+
+// State says how a machine is.
+type State string
+
+// The states.
+const (
+	Running State = "running"
+	Paused  State = "paused"   // by somebody
+	Failing State = "io error" // paused since a request to a disk failed
+	Stopped State = "stopped"  // it is gone
+)
+
+func (h *Hypervisor) find(uuid string) (libvirt.Domain, error) {
+	var u libvirt.UUID
+	b, err := hex.DecodeString(strings.ReplaceAll(uuid, "-", ""))
+	if err != nil || len(b) != len(u) {
+		return libvirt.Domain{}, fmt.Errorf("%q is no UUID", uuid)
+	}
+	copy(u[:], b)
+	return h.conn.DomainLookupByUUID(u)
+}
+
+// State tells how the machine with a UUID is.
+func (h *Hypervisor) State(ctx context.Context, uuid string) (s State, err error) {
+	err = h.bound(ctx, func() error {
+		d, err := h.find(uuid)
+		if err != nil {
+			return err
+		}
+		state, reason, err := h.conn.DomainGetState(d, 0)
+		switch libvirt.DomainState(state) {
+		case libvirt.DomainShutoff, libvirt.DomainCrashed:
+			s = Stopped
+		case libvirt.DomainPaused:
+			s = Paused
+			if libvirt.DomainPausedReason(reason) == libvirt.DomainPausedIoerror {
+				s = Failing
+			}
+		default:
+			s = Running
+		}
+		return err
+	})
+	if isGone(err) {
+		return Stopped, nil
+	}
+	return s, err
+}
+
+func isGone(err error) bool {
+	var e libvirt.Error
+	return errors.As(err, &e) && (e.Code == uint32(libvirt.ErrNoDomain) || e.Code == uint32(libvirt.ErrOperationInvalid))
+}
+
+// Resume has a paused machine go on; requests that failed are made again.
+func (h *Hypervisor) Resume(ctx context.Context, uuid string) error {
+	return h.bound(ctx, func() error {
+		d, err := h.find(uuid)
+		if err != nil {
+			return err
+		}
+		return h.conn.DomainResume(d)
+	})
+}
+
+// Destroy stops a machine at once; one that is gone is no error.
+func (h *Hypervisor) Destroy(ctx context.Context, uuid string) error {
+	err := h.bound(ctx, func() error {
+		d, err := h.find(uuid)
+		if err != nil {
+			return err
+		}
+		return h.conn.DomainDestroy(d)
+	})
+	if isGone(err) {
+		return nil
+	}
+	return err
+}
+
+// Consoles tells where the screens and serial ports of a running machine are: URIs
+// of VNC and SPICE, and paths of terminals.
+func (h *Hypervisor) Consoles(ctx context.Context, uuid string) (found []string, err error) {
+	var description string
+	err = h.bound(ctx, func() error {
+		d, err := h.find(uuid)
+		if err == nil {
+			description, err = h.conn.DomainGetXMLDesc(d, 0)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	d, err := parseXML(description)
+	if err != nil {
+		return nil, err
+	}
+	devices := d.child("devices")
+	if devices == nil {
+		return nil, nil
+	}
+	for _, n := range devices.children {
+		switch {
+		case n.name == "graphics" && n.attr("port") != "" && n.attr("port") != "-1":
+			found = append(found, n.attr("type")+"://"+net.JoinHostPort(n.attr("listen"), n.attr("port")))
+		case n.name == "serial" && n.child("source").attr("path") != "":
+			found = append(found, n.child("source").attr("path"))
+		}
+	}
+	return found, nil
+}
