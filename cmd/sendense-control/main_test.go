@@ -12,12 +12,17 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 )
 
 // program is the path of the binary under test.
 var program string
 
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+func TestMain(m *testing.M) {
+	fstest.Isolate()
+	os.Exit(buildAndRun(m))
+}
 
 func buildAndRun(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "sendense-control-test-")

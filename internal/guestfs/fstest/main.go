@@ -14,18 +14,25 @@ import (
 // inOwnNamespace tells a process that it has a mount namespace of its own.
 const inOwnNamespace = "FSTEST_MOUNT_NAMESPACE"
 
-// Main runs the tests of a package where nobody else sees what they mount. A mount
-// lives for as long as any mount namespace has it; one that another process made
-// in between, with a copy of all there is, keeps an image in use that was
-// unmounted, and not all of it written. Without root it just runs the tests.
+// Main runs the tests of a package where nobody else sees what they mount.
 func Main(m *testing.M) {
-	if os.Geteuid() == 0 && os.Getenv(inOwnNamespace) == "" {
-		if err := moveToOwnNamespace(); err != nil {
-			fmt.Fprintln(os.Stderr, "make a mount namespace:", err)
-			os.Exit(1)
-		}
-	}
+	Isolate()
 	os.Exit(m.Run())
+}
+
+// Isolate moves a test's process to a mount namespace of its own, by executing it
+// anew; to be called first thing in TestMain. A mount lives for as long as any mount
+// namespace has it; one that another process made in between, with a copy of all
+// there is, keeps an image in use that was unmounted, and not all of it written.
+// Without root it does nothing.
+func Isolate() {
+	if os.Geteuid() != 0 || os.Getenv(inOwnNamespace) != "" {
+		return
+	}
+	if err := moveToOwnNamespace(); err != nil {
+		fmt.Fprintln(os.Stderr, "make a mount namespace:", err)
+		os.Exit(1)
+	}
 }
 
 // moveToOwnNamespace executes the program anew, as the same process, in a mount
