@@ -52,14 +52,31 @@ func (h *Host) Define(ctx context.Context, s Spec) (*VM, error) {
 	return vm, nil
 }
 
+// Find returns a machine that somebody else made on the host, by its name. What it
+// writes to its console is not known.
+func (h *Host) Find(name string) (*VM, error) {
+	conn, err := h.Connect()
+	if err != nil {
+		return nil, err
+	}
+	dom, err := conn.DomainLookupByName(name)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("find %s: %w", name, err), conn.Disconnect())
+	}
+	return &VM{Name: name, UUID: uuidText(dom.UUID), Conn: conn, Domain: dom, host: h}, nil
+}
+
+func uuidText(u libvirt.UUID) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
 // Redefine replaces the machine's definition, that of the next start.
 func (v *VM) Redefine(_ context.Context, domainXML string) error {
 	dom, err := v.Conn.DomainDefineXML(domainXML)
 	if err != nil {
 		return fmt.Errorf("define %s: %w", v.Name, err)
 	}
-	u := dom.UUID
-	v.Domain, v.UUID = dom, fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+	v.Domain, v.UUID = dom, uuidText(dom.UUID)
 	return nil
 }
 
@@ -160,10 +177,20 @@ func (v *VM) exec(ctx context.Context, script string) (string, error) {
 	}
 }
 
-// Running reports whether the machine runs.
+// Running reports whether the machine runs. One that is gone does not.
 func (v *VM) Running() (bool, error) {
 	active, err := v.Conn.DomainIsActive(v.Domain)
+	var lerr libvirt.Error
+	if errors.As(err, &lerr) && lerr.Code == uint32(libvirt.ErrNoDomain) {
+		return false, nil
+	}
 	return active == 1, err
+}
+
+// Paused reports whether the machine stands still, for whatever reason.
+func (v *VM) Paused() (bool, error) {
+	state, _, err := v.Conn.DomainGetState(v.Domain, 0)
+	return libvirt.DomainState(state) == libvirt.DomainPaused, err
 }
 
 // Shutdown asks the guest to shut down and waits until it has.

@@ -112,6 +112,16 @@ func (p *Process) Wait() Ran {
 	return Ran{p.out.String(), p.errs.String(), p.cmd.ProcessState.ExitCode()}
 }
 
+// Ended reports whether the program has ended.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Signal sends a signal and waits for the program's end.
 func (p *Process) Signal(s syscall.Signal) Ran {
 	_ = p.cmd.Process.Signal(s) // it may have ended

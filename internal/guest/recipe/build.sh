@@ -17,7 +17,7 @@ done
 # maintainer script has anything to say, and this takes seconds.
 mmdebstrap --quiet --variant=extract \
 	--include=base-files,base-passwd,bash,coreutils,util-linux,mount,e2fsprogs,busybox-static,kmod \
-	--include=qemu-guest-agent,linux-image-cloud-amd64 \
+	--include=qemu-guest-agent,linux-image-cloud-amd64,sqlite3 \
 	"$VERSION_CODENAME" "$out/root.tar" $sources
 mkdir "$root"
 tar -C "$root" -xf "$out/root.tar" \

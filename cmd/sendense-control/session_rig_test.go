@@ -1,0 +1,79 @@
+package main_test
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+
+	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/internal/cli/clitest"
+	"github.com/sendense/sendense/internal/guest"
+	"github.com/sendense/sendense/internal/guest/guesttest"
+)
+
+// guestSite is a site whose VM is a real guest with two points, the second of which
+// is incremental and has the file /srv/mark. The guest that was backed up is gone.
+type guestSite struct {
+	*clitest.Site
+	host   *guest.Host
+	daemon *clitest.Process
+}
+
+func newGuestSite(t *testing.T) *guestSite {
+	t.Helper()
+	if err := otherPrograms(); err != nil {
+		t.Fatal(err)
+	}
+	g := &guestSite{Site: clitest.NewSite(t, filepath.Dir(program)), host: guesttest.Host(t)}
+	img := guesttest.Image(t)
+	disk := g.Path("guest.qcow2")
+	if err := img.CopyDisk(t.Context(), disk, "qcow2"); err != nil {
+		t.Fatal(err)
+	}
+	vm := guesttest.Define(t, g.host, guest.Spec{Name: "web1", Image: img, Disks: []guest.Disk{{Target: "vda", Source: disk}}})
+	guesttest.Start(t, vm)
+	g.daemon = g.Daemon()
+	g.backup(t)
+	guesttest.Exec(t, vm, "echo 'from the point' >/srv/mark && sync")
+	g.backup(t)
+	if err := vm.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func (g *guestSite) backup(t *testing.T) {
+	t.Helper()
+	args := append([]string{"backup", "--source", "libvirt", "--vm", "web1", "--connect", g.host.URI()}, g.Via()...)
+	g.Good(clitest.Run(t, filepath.Join(g.Bin, "sendense-capture"), args...))
+}
+
+// boot begins a session with a machine and waits until its guest is up.
+func (g *guestSite) boot(t *testing.T, more ...string) (appliance.Session, *guest.VM) {
+	t.Helper()
+	args := append([]string{"boot", "web1", "latest", "--json", "--connect", g.host.URI()}, g.Via()...)
+	x := clitest.Decode[appliance.Session](t, clitest.Run(t, program, append(args, more...)...))
+	return x, g.up(t, x)
+}
+
+// up waits until the guest of a session answers.
+func (g *guestSite) up(t *testing.T, x appliance.Session) *guest.VM {
+	t.Helper()
+	vm, err := g.host.Find(x.Machine.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = vm.Conn.Disconnect() })
+	ctx, cancel := context.WithTimeout(t.Context(), 2*clitest.Patience)
+	defer cancel()
+	if err := vm.WaitAgent(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return vm
+}
+
+// session returns a session as it is now.
+func (g *guestSite) session(t *testing.T, id string) appliance.Session {
+	t.Helper()
+	return clitest.Decode[appliance.Session](t, g.Control(g.Via(), "session show --json "+id))
+}
