@@ -118,6 +118,8 @@ func Handler(a *appliance.Appliance, o Options) http.Handler {
 		{"POST", "/sessions", s.boot},
 		{"GET", "/sessions/{id}", s.session},
 		{"POST", "/sessions/{id}/start", s.startSession},
+		{"POST", "/sessions/{id}/resume", s.resumeSession},
+		{"POST", "/sessions/{id}/migrate", s.migrateSession},
 		{"POST", "/sessions/{id}/keep", s.keepSession},
 		{"POST", "/sessions/{id}/discard", s.discardSession},
 		{"POST", "/restores", s.restore},

@@ -54,6 +54,36 @@ func (s *server) startSession(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, http.StatusOK, x)
 }
 
+// SessionResume says how a session goes on.
+type SessionResume struct {
+	// QuotaBytes replaces the quota; 0: there is none any more. Absent: it stays.
+	QuotaBytes *int64 `json:"quota_bytes,omitempty"`
+}
+
+func (s *server) resumeSession(w http.ResponseWriter, r *http.Request) error {
+	var how SessionResume
+	if err := decode(r, &how); err != nil {
+		return err
+	}
+	x, err := s.a.ResumeSession(r.Context(), variable(r, "id"), how.QuotaBytes)
+	if err != nil {
+		return err
+	}
+	return reply(w, http.StatusOK, x)
+}
+
+func (s *server) migrateSession(w http.ResponseWriter, r *http.Request) error {
+	var req appliance.MigrateRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	job, err := s.a.Migrate(r.Context(), variable(r, "id"), req)
+	if err != nil {
+		return err
+	}
+	return reply(w, http.StatusAccepted, job)
+}
+
 func (s *server) keepSession(w http.ResponseWriter, r *http.Request) error {
 	var end SessionEnd
 	if err := decode(r, &end); err != nil {

@@ -8,6 +8,7 @@ import (
 	"sort"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sendense/sendense/internal/instant"
@@ -46,8 +47,10 @@ const (
 	SessionRunning SessionState = "running"       // its machine runs
 	SessionPaused  SessionState = "paused"        // its machine was paused
 	SessionStopped SessionState = "stopped"       // its machine has ended
-	SessionFull    SessionState = "quota reached" // writes fail, for want of room
+	SessionFull    SessionState = "quota reached" // writes fail until it is raised; the machine pauses
+	SessionNoSpace SessionState = "no space"      // writes fail until there is room; the machine pauses
 	SessionKeeping SessionState = "being kept"    // what it wrote becomes a point
+	SessionMoving  SessionState = "migrating"     // its disks move to files, while its machine runs
 	SessionStored  SessionState = "not served"    // its control plane does not run
 	SessionBroken  SessionState = "broken"        // it cannot be served; Problem says why
 )
@@ -68,6 +71,8 @@ type Session struct {
 	Machine    *SessionMachine `json:"machine,omitempty"`
 	// Notes are sentences on what of the machine could not be carried over.
 	Notes []string `json:"notes,omitempty"`
+	// Migration is one that has begun and did not end yet.
+	Migration *SessionMigration `json:"migration,omitempty"`
 	// ReadySeconds is how long it took until the disks could be used.
 	ReadySeconds float64 `json:"ready_seconds,omitempty"`
 }
@@ -81,6 +86,8 @@ type SessionDisk struct {
 	File      string `json:"file"` // of what was written
 	FileBytes int64  `json:"file_bytes"`
 	Clients   int    `json:"clients"`
+	// Moved is the file that the machine uses instead, since a migration.
+	Moved string `json:"moved,omitempty"`
 }
 
 // SessionMachine is the machine of a session.
@@ -100,6 +107,7 @@ type session struct {
 	stop   context.CancelFunc // ends serving
 	done   chan struct{}      // closed when serving has ended
 	full   atomic.Bool        // the quota is reached
+	failed failures           // of its disks
 
 	busy sync.Mutex // held while the session is changed: started, kept, discarded
 
@@ -109,7 +117,7 @@ type session struct {
 	mu      sync.Mutex // guards the fields below
 	doc     Session    // as it is recorded
 	problem error
-	keeping bool
+	work    SessionState // SessionKeeping, SessionMoving or ""
 	machine instant.State
 }
 
@@ -132,13 +140,18 @@ func (s *session) view() Session {
 			x.Disks[i].Clients = s.server.Connections(diskExport(x.Disks[i].Index))
 		}
 	}
+	failed := s.failed.recent()
 	switch {
 	case s.problem != nil:
 		x.State, x.Problem = SessionBroken, sentence(s.problem.Error())
-	case s.keeping:
-		x.State = SessionKeeping
+	case s.work != "":
+		x.State = s.work
 	case s.full.Load():
 		x.State = SessionFull
+		x.Problem = fmt.Sprintf("The quota of %d bytes is reached. Go on with more: sendense-control session resume %s --quota BYTES", x.QuotaBytes, x.ID)
+	case errors.Is(failed, syscall.ENOSPC), errors.Is(failed, syscall.EDQUOT):
+		x.State = SessionNoSpace
+		x.Problem = sentence(fmt.Sprintf("there is no space left for what the session writes, in %s; free some, and it goes on by itself", filepath.Dir(x.Disks[0].File)))
 	case x.Machine == nil:
 		x.State = SessionServed
 	case s.machine == instant.Running:
@@ -147,6 +160,9 @@ func (s *session) view() Session {
 		x.State = SessionStopped
 	default:
 		x.State = SessionPaused
+		if failed != nil && s.machine == instant.Failing {
+			x.Problem = sentence("a request to a disk failed, and is tried again: " + failed.Error())
+		}
 	}
 	return x
 }

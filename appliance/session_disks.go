@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
+	"time"
 
+	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/image"
 	"github.com/sendense/sendense/internal/instant"
 	"github.com/sendense/sendense/internal/repository"
@@ -31,7 +34,7 @@ func (a *Appliance) Boot(ctx context.Context, spec SessionSpec) (Session, error)
 		return Session{}, err
 	}
 	id := newSessionID()
-	s := &session{pin: pin{string(vm.ID), string(point.ID)}, doc: Session{ID: id, VM: string(vm.ID), Name: vm.Name,
+	s := &session{pin: pin{string(vm.ID), string(point.ID)}, failed: failures{now: a.opts.Now}, doc: Session{ID: id, VM: string(vm.ID), Name: vm.Name,
 		Point: string(point.ID), Created: began.UTC(), QuotaBytes: spec.QuotaBytes,
 		Socket: filepath.Join(a.opts.RunDir, "sessions", id+".sock")}}
 	s.busy.Lock()
@@ -129,7 +132,7 @@ func (a *Appliance) serve(ctx context.Context, s *session) error {
 	server := nbdserver.New(nbdserver.Options{Log: a.log, Observer: a.opts.Metrics.observer("session")})
 	uris := make([]string, len(s.doc.Disks))
 	for i, d := range s.doc.Disks {
-		err := server.Add(nbdserver.Export{Name: diskExport(d.Index), Device: s.over[i],
+		err := server.Add(nbdserver.Export{Name: diskExport(d.Index), Device: told{s.over[i], &s.failed},
 			Description: fmt.Sprintf("%s %s %s, %s", s.doc.Name, s.doc.Point, d.Key, s.doc.ID), PreferredBlock: 4096})
 		if err != nil {
 			return errors.Join(err, l.Close())
@@ -152,13 +155,62 @@ func (a *Appliance) serve(ctx context.Context, s *session) error {
 	return nil
 }
 
+// told is an overlay whose failures to write are remembered.
+type told struct {
+	*instant.Overlay
+	f *failures
+}
+
+// WriteAt implements block.Writer.
+func (d told) WriteAt(ctx context.Context, p []byte, off int64) error {
+	return d.f.tell(d.Overlay.WriteAt(ctx, p, off))
+}
+
+// WriteZeroes implements block.Zeroer.
+func (d told) WriteZeroes(ctx context.Context, off, n int64, flags block.ZeroFlags) error {
+	return d.f.tell(d.Overlay.WriteZeroes(ctx, off, n, flags))
+}
+
+// Flush implements block.Flusher.
+func (d told) Flush(ctx context.Context) error { return d.f.tell(d.Overlay.Flush(ctx)) }
+
+// failureCounts is how long a failure tells how a session is. A machine that waits
+// tries again more often.
+const failureCounts = 3 * lookAtMost
+
+// failures remembers the last failure. Its methods may be called concurrently.
+type failures struct {
+	now  func() time.Time
+	last atomic.Pointer[failure]
+}
+
+type failure struct {
+	err error
+	at  time.Time
+}
+
+func (f *failures) tell(err error) error {
+	if err != nil {
+		f.last.Store(&failure{err, f.now()})
+	}
+	return err
+}
+
+// recent returns the last failure unless it is long ago.
+func (f *failures) recent() error {
+	if x := f.last.Load(); x != nil && f.now().Sub(x.at) < failureCounts {
+		return x.err
+	}
+	return nil
+}
+
 // room refuses what does not fit into the quota any more.
 func (s *session) room(int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.doc.QuotaBytes == 0 {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var sum int64
 	for _, o := range s.over {
 		n, err := o.FileBytes()
@@ -207,12 +259,12 @@ func (a *Appliance) restoreSessions(ctx context.Context) {
 		a.sweepSessions(docs)
 	}
 	for _, doc := range docs {
-		s := &session{pin: pin{doc.VM, doc.Point}, doc: doc}
+		s := &session{pin: pin{doc.VM, doc.Point}, doc: doc, failed: failures{now: a.opts.Now}}
 		a.mu.Lock()
 		a.sessions[doc.ID] = s
 		a.mu.Unlock()
 		s.busy.Lock()
-		if err := a.reopen(ctx, s); err != nil {
+		if err := errors.Join(a.reopen(ctx, s), a.settleAfterCrash(ctx, s)); err != nil {
 			s.breakWith(err)
 			a.log.Error("session cannot be served", "session", doc.ID, "vm", doc.Name, "point", doc.Point, "err", err)
 		}

@@ -79,6 +79,12 @@ func (a *Appliance) Discard(ctx context.Context, id string, force bool) error {
 // discard is Discard with s.busy held. Once the record is gone, so is the session:
 // a later start clears away what is left.
 func (a *Appliance) discard(ctx context.Context, s *session, force bool) error {
+	if s.moved() {
+		return a.end(s)
+	}
+	if err := s.wantUnmoved(); err != nil && !force {
+		return err
+	}
 	s.endWatch()
 	if err := s.stopMachine(ctx); err != nil {
 		if !force {
@@ -87,15 +93,21 @@ func (a *Appliance) discard(ctx context.Context, s *session, force bool) error {
 		}
 		a.log.Warn("machine of a discarded session may still run", "session", s.doc.ID, "err", err)
 	}
+	return a.end(s)
+}
+
+// end ends a session whose disks nobody needs any more. The caller holds s.busy.
+func (a *Appliance) end(s *session) error {
+	s.endWatch()
 	if err := a.opts.Journal.DeleteSession(s.doc.ID); err != nil {
 		a.beginWatch(s)
 		return err
 	}
 	if err := s.close(); err != nil {
-		a.log.Warn("discarded session did not close", "session", s.doc.ID, "err", err)
+		a.log.Warn("session did not close", "session", s.doc.ID, "err", err)
 	}
 	a.forget(s)
-	a.log.Info("session discarded", "session", s.doc.ID)
+	a.log.Info("session ended", "session", s.doc.ID)
 	return os.RemoveAll(a.sessionDir(s.doc.ID))
 }
 
@@ -116,6 +128,9 @@ func (a *Appliance) Keep(ctx context.Context, id string, force bool) (Job, error
 
 // startKeep is Keep with s.busy held, which the job gives up.
 func (a *Appliance) startKeep(ctx context.Context, s *session, force bool) (Job, error) {
+	if err := s.wantUnmoved(); err != nil {
+		return Job{}, err
+	}
 	stopped := func() error { return a.wantStopped(ctx, s) }
 	if force {
 		stopped = func() error { return s.stopMachine(ctx) }
@@ -129,20 +144,44 @@ func (a *Appliance) startKeep(ctx context.Context, s *session, force bool) (Job,
 	}
 	return a.start("keep", s.doc.Name, "", func(ctx context.Context, job *running) (any, error) {
 		defer s.busy.Unlock()
-		s.setKeeping(true)
+		s.setWork(SessionKeeping)
 		point, err := a.keep(ctx, s, job)
 		if err != nil {
-			s.setKeeping(false)
+			s.setWork("")
 			return nil, userError(err)
 		}
 		return BackupResult{Point: point}, a.discard(context.WithoutCancel(ctx), s, true)
 	})
 }
 
-func (s *session) setKeeping(on bool) {
+// setWork says what job is at the session; "": none.
+func (s *session) setWork(state SessionState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.keeping = on
+	s.work = state
+}
+
+// wantUnmoved returns an error if disks of the session are in files already, where
+// a migration stopped half-way.
+func (s *session) wantUnmoved() error {
+	for _, d := range s.doc.Disks {
+		if d.Moved != "" {
+			return &Error{Code: CodeInvalid, Msg: fmt.Sprintf("Disk %s of session %s is in %s already.", d.Key, s.doc.ID, d.Moved),
+				Hint: "Bring the migration to its end, with: sendense-control session migrate " + s.doc.ID}
+		}
+	}
+	return nil
+}
+
+// moved reports whether all disks of the session are in files: its machine needs it
+// no more.
+func (s *session) moved() bool {
+	for _, d := range s.doc.Disks {
+		if d.Moved == "" {
+			return false
+		}
+	}
+	return true
 }
 
 // keep makes the point. Clients lose the disks: nothing is to change meanwhile.

@@ -14,12 +14,11 @@ import (
 	"github.com/sendense/sendense/internal/instant"
 )
 
-// How often a session's machine is looked at. One that pauses again and again is
-// left alone longer and longer.
+// How often a session's machine is looked at. Where that is in vain, or it pauses
+// again at once, it is left alone longer and longer.
 const (
 	lookEvery  = 250 * time.Millisecond
-	lookAtMost = 30 * time.Second
-	lookCalm   = 40 // looks at a machine that runs until it is trusted again
+	lookAtMost = 2 * time.Second
 )
 
 // StartSession starts the machine of a session again, or another in its place,
@@ -34,7 +33,7 @@ func (a *Appliance) StartSession(ctx context.Context, id string, spec MachineSpe
 		return Session{}, &Error{Code: CodeInvalid, Err: s.problem, Msg: fmt.Sprintf("Session %s is broken: %v.", id, s.problem),
 			Hint: "Put right what it tells, and start the control plane again; or discard the session."}
 	}
-	if err := a.wantStopped(ctx, s); err != nil {
+	if err := errors.Join(s.wantUnmoved(), a.wantStopped(ctx, s)); err != nil {
 		return Session{}, err
 	}
 	_, point, err := a.Point(ctx, s.doc.VM, s.doc.Point)
@@ -48,6 +47,43 @@ func (a *Appliance) StartSession(ctx context.Context, id string, spec MachineSpe
 	if err := a.startMachine(ctx, s, spec, point); err != nil {
 		return Session{}, err
 	}
+	return s.view(), nil
+}
+
+// ResumeSession has the machine of a session go on after it paused, with another
+// quota if one is given.
+func (a *Appliance) ResumeSession(ctx context.Context, id string, quota *int64) (Session, error) {
+	s, err := a.changeable(id)
+	if err != nil {
+		return Session{}, err
+	}
+	defer s.busy.Unlock()
+	if quota != nil {
+		if *quota < 0 {
+			return Session{}, &Error{Code: CodeInvalid, Msg: "The quota is negative.", Hint: "Give a number of bytes, or 0 for none."}
+		}
+		s.mu.Lock()
+		s.doc.QuotaBytes = *quota
+		doc := s.doc
+		s.mu.Unlock()
+		if err := a.opts.Journal.PutSession(doc); err != nil {
+			return Session{}, err
+		}
+	}
+	s.full.Store(false)
+	if m := s.doc.Machine; m != nil {
+		h, err := instant.Dial(ctx, m.Connect)
+		if err != nil {
+			return Session{}, hypervisorError(err)
+		}
+		defer h.Close()
+		if state, err := h.State(ctx, m.UUID); err != nil || state == instant.Paused || state == instant.Failing {
+			if err = errors.Join(err, h.Resume(ctx, m.UUID)); err != nil {
+				return Session{}, hypervisorError(err)
+			}
+		}
+	}
+	s.look(ctx)
 	return s.view(), nil
 }
 
@@ -215,7 +251,7 @@ func (a *Appliance) watchMachine(ctx context.Context, s *session, m SessionMachi
 			h.Close()
 		}
 	}()
-	wait, calm := lookEvery, 0
+	wait := lookEvery
 	for ctx.Err() == nil {
 		state, err := lookAt(ctx, &h, m)
 		if err == nil {
@@ -228,14 +264,11 @@ func (a *Appliance) watchMachine(ctx context.Context, s *session, m SessionMachi
 			wait = min(2*wait, lookAtMost)
 		case state == instant.Failing && !s.full.Load():
 			if err := h.Resume(ctx, m.UUID); err == nil {
-				a.log.Info("machine goes on after an error of its disks", "session", s.doc.ID)
+				a.log.Info("machine goes on after an error of its disks", "session", s.doc.ID, "err", s.failed.recent())
 			}
-			wait, calm = min(2*wait, lookAtMost), 0
-		case calm > lookCalm:
-			wait = lookEvery
+			wait = min(2*wait, lookAtMost)
 		default:
-			calm++
-			wait = min(wait, time.Second)
+			wait = lookEvery
 		}
 		select {
 		case <-ctx.Done():

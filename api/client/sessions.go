@@ -30,6 +30,16 @@ func (c *Client) StartSession(ctx context.Context, id string, m appliance.Machin
 	return get[appliance.Session](ctx, c, "POST", sessionPath(id)+"/start", m)
 }
 
+// ResumeSession has the machine of a session go on.
+func (c *Client) ResumeSession(ctx context.Context, id string, r api.SessionResume) (appliance.Session, error) {
+	return get[appliance.Session](ctx, c, "POST", sessionPath(id)+"/resume", r)
+}
+
+// Migrate starts the job that moves the disks of a session to files.
+func (c *Client) Migrate(ctx context.Context, id string, r appliance.MigrateRequest) (appliance.Job, error) {
+	return get[appliance.Job](ctx, c, "POST", sessionPath(id)+"/migrate", r)
+}
+
 // Keep starts the job that makes a session a point.
 func (c *Client) Keep(ctx context.Context, id string, e api.SessionEnd) (appliance.Job, error) {
 	return get[appliance.Job](ctx, c, "POST", sessionPath(id)+"/keep", e)

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,9 +18,9 @@ import (
 )
 
 func (s service) session() *cobra.Command {
-	c := &cobra.Command{Use: "session", Short: "Machines that run from points: list, show, start, keep, discard", Args: cli.Args(0, 0),
+	c := &cobra.Command{Use: "session", Short: "Machines that run from points: list, show, start, resume, keep, migrate, discard", Args: cli.Args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	c.AddCommand(s.sessionList(), s.sessionShow(), s.sessionStart(), s.sessionKeep(), s.sessionDiscard())
+	c.AddCommand(s.sessionList(), s.sessionShow(), s.sessionStart(), s.sessionResume(), s.sessionKeep(), s.sessionMigrate(), s.sessionDiscard())
 	return c
 }
 
@@ -78,7 +82,11 @@ func printSession(w io.Writer, x appliance.Session) {
 		t.Row("Quota", cli.Size(x.QuotaBytes))
 	}
 	for _, d := range x.Disks {
-		t.Row(fmt.Sprintf("Disk %d", d.Index), d.Key, cli.Size(d.Size), cli.Size(d.FileBytes)+" written", d.URI)
+		at := d.URI
+		if d.Moved != "" {
+			at = d.Moved
+		}
+		t.Row(fmt.Sprintf("Disk %d", d.Index), d.Key, cli.Size(d.Size), cli.Size(d.FileBytes)+" written", at)
 	}
 	t.Flush()
 	if x.Machine != nil {
@@ -104,6 +112,69 @@ func (s service) sessionStart() *cobra.Command {
 			})
 		}}
 	machineFlags(c, &m)
+	return c
+}
+
+func (s service) sessionResume() *cobra.Command {
+	var quota int64
+	c := &cobra.Command{Use: "resume ID", Short: "Have the machine of a session go on after it paused", Args: cli.Args(1, 1),
+		Long: "Resume has a machine go on that paused: because the quota was reached, which --quota raises, or for any\n" +
+			"other reason. What it was about to write is written then; it notices nothing.",
+		RunE: func(c *cobra.Command, args []string) error {
+			var how api.SessionResume
+			if c.Flags().Changed("quota") {
+				how.QuotaBytes = &quota
+			}
+			return s.with(c, true, func(conn *host.Connection) error {
+				x, err := conn.ResumeSession(c.Context(), args[0], how)
+				if err != nil {
+					return err
+				}
+				return s.Print(c, x, func(w io.Writer) { printSession(w, x) })
+			})
+		}}
+	c.Flags().Int64Var(&quota, "quota", 0, "`bytes` that the session may write from now on, with what it has; 0: no limit")
+	return c
+}
+
+func (s service) sessionMigrate() *cobra.Command {
+	var r appliance.MigrateRequest
+	var to string
+	c := &cobra.Command{Use: "migrate ID --to file:DIR", Short: "Move a session's disks to production storage while its machine runs", Args: cli.Args(1, 1),
+		Long: "Migrate copies the disks of a session to new files in DIR while its machine runs, has it go on with them, and\n" +
+			"ends the session; the machine stays, as one of libvirt's. Until then nothing is changed: if it fails or is\n" +
+			"cancelled (sendense-control cancel JOB) the session runs on as it was.",
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := absolutePlace(&to); err != nil {
+				return err
+			}
+			dir, ok := strings.CutPrefix(to, "file:")
+			if !ok {
+				return cli.Usagef("Give --to file:DIR.", "--to is %q.", to)
+			}
+			r.Dir = dir
+			return s.with(c, true, func(conn *host.Connection) error {
+				job, err := conn.Migrate(c.Context(), args[0], r)
+				if err != nil {
+					return err
+				}
+				if job, err = s.follow(c, conn, job); err != nil {
+					return err
+				}
+				var result appliance.MigrateResult
+				if err := json.Unmarshal(job.Result, &result); err != nil {
+					return fmt.Errorf("read the result of %s: %w", job.ID, err)
+				}
+				return s.Print(c, result, func(w io.Writer) {
+					for _, key := range slices.Sorted(maps.Keys(result.Disks)) {
+						fmt.Fprintf(w, "%s is in %s\n", key, result.Disks[key])
+					}
+					fmt.Fprintf(w, "machine %s runs from there; the session has ended\n", result.Machine)
+				})
+			})
+		}}
+	c.Flags().StringVar(&to, "to", "", "`place`: file:DIR, on the host of the machine")
+	c.Flags().StringVar(&r.Format, "format", "", "`format` of the files: qcow2 (default) or raw")
 	return c
 }
 

@@ -19,7 +19,8 @@ type guestSite struct {
 	daemon *clitest.Process
 }
 
-func newGuestSite(t *testing.T) *guestSite {
+// Before its control plane starts, prepare is called.
+func newGuestSite(t *testing.T, prepare ...func(*guestSite)) *guestSite {
 	t.Helper()
 	if err := otherPrograms(); err != nil {
 		t.Fatal(err)
@@ -32,6 +33,9 @@ func newGuestSite(t *testing.T) *guestSite {
 	}
 	vm := guesttest.Define(t, g.host, guest.Spec{Name: "web1", Image: img, Disks: []guest.Disk{{Target: "vda", Source: disk}}})
 	guesttest.Start(t, vm)
+	for _, fn := range prepare {
+		fn(g)
+	}
 	g.daemon = g.Daemon()
 	g.backup(t)
 	guesttest.Exec(t, vm, "echo 'from the point' >/srv/mark && sync")

@@ -1,0 +1,321 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sendense/sendense/internal/instant"
+)
+
+// copyEvery is how often a running copy is looked at.
+const copyEvery = 200 * time.Millisecond
+
+// MigrateRequest says where the disks of a running session go.
+type MigrateRequest struct {
+	Dir    string `json:"dir"`              // folder on the host of the machine; absolute
+	Format string `json:"format,omitempty"` // qcow2, the default, or raw
+}
+
+// SessionMigration is a migration that has begun: the record of files that are no
+// disks yet, by key of the disk.
+type SessionMigration struct {
+	Files map[string]string `json:"files"`
+	// Switching says that machines may have taken files over already.
+	Switching bool `json:"switching,omitempty"`
+}
+
+// MigrateResult is what a migration leaves: a machine of libvirt's, on files.
+type MigrateResult struct {
+	Machine string            `json:"machine"`
+	UUID    string            `json:"uuid"`
+	Disks   map[string]string `json:"disks"` // paths, by key
+}
+
+// Migrate starts a job that moves the disks of a session to files while its
+// machine runs; then the session ends and the machine stays, as one of libvirt's.
+// Should the job fail or be cancelled, the session runs on as it was.
+func (a *Appliance) Migrate(ctx context.Context, id string, r MigrateRequest) (Job, error) {
+	if r.Format == "" {
+		r.Format = "qcow2"
+	}
+	s, err := a.changeable(id)
+	if err != nil {
+		return Job{}, err
+	}
+	job, err := a.startMigrate(ctx, s, r)
+	if err != nil {
+		s.busy.Unlock()
+	}
+	return job, err
+}
+
+// startMigrate is Migrate with s.busy held, which the job gives up.
+func (a *Appliance) startMigrate(ctx context.Context, s *session, r MigrateRequest) (Job, error) {
+	files, err := s.planMigration(ctx, r)
+	if err != nil {
+		return Job{}, err
+	}
+	return a.start("migrate", s.doc.Name, s.doc.Point, func(ctx context.Context, job *running) (any, error) {
+		defer s.busy.Unlock()
+		s.setWork(SessionMoving)
+		defer s.setWork("")
+		m := &migration{a: a, s: s, job: job, format: r.Format, files: files}
+		return m.run(ctx)
+	})
+}
+
+// planMigration returns which file each disk goes to that is not in one yet.
+func (s *session) planMigration(ctx context.Context, r MigrateRequest) (map[string]string, error) {
+	if r.Format != "qcow2" && r.Format != "raw" {
+		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("There is no format %q for disks of machines.", r.Format), Hint: "Choose qcow2 or raw."}
+	}
+	st, err := os.Stat(r.Dir)
+	if err == nil && !st.IsDir() || !filepath.IsAbs(r.Dir) {
+		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%q is no folder.", r.Dir), Hint: "Give the absolute path of one that exists: --to file:DIR"}
+	}
+	if err != nil {
+		return nil, &Error{Code: CodeNotFound, Msg: sentence(err.Error()), Err: err, Hint: "Make the folder first."}
+	}
+	if s.doc.Machine == nil {
+		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("Session %s has no machine.", s.doc.ID),
+			Hint: "Start one with: sendense-control session start " + s.doc.ID + "; or keep the session and restore the point."}
+	}
+	if s.look(ctx); s.view().State != SessionRunning {
+		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("The machine of session %s does not run: it is %s.", s.doc.ID, s.view().State),
+			Hint: "Start it with session start, or go on with session resume. One that is shut down: session keep, then restore."}
+	}
+	files := map[string]string{}
+	for _, d := range s.doc.Disks {
+		if d.Moved != "" {
+			continue
+		}
+		path := filepath.Join(r.Dir, fileName(s.doc.Machine.Name+"-"+d.Key)+"."+r.Format)
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s is there already.", path), Err: err, Hint: "Choose another folder, or move it away."}
+		}
+		files[d.Key] = path
+	}
+	return files, nil
+}
+
+// migration is the work of one job.
+type migration struct {
+	a      *Appliance
+	s      *session
+	job    *running
+	h      *instant.Hypervisor
+	format string
+	files  map[string]string // by key
+}
+
+func (m *migration) uuid() string { return m.s.doc.Machine.UUID }
+
+// run does the job with s.busy held.
+func (m *migration) run(ctx context.Context) (result any, err error) {
+	if m.h, err = instant.Dial(ctx, m.s.doc.Machine.Connect); err != nil {
+		return nil, hypervisorError(err)
+	}
+	defer m.h.Close()
+	if err := m.makeFiles(); err != nil {
+		return nil, err
+	}
+	err = m.copyAll(ctx)
+	// Beyond this the migration is brought to its end: half of it is nobody's wish.
+	done := context.WithoutCancel(ctx)
+	if err == nil {
+		err = m.switchAll(done)
+	}
+	if err != nil {
+		return nil, errors.Join(migrateError(err), m.a.settleMigration(done, m.h, m.s))
+	}
+	if err := m.h.Keep(done, m.uuid()); err != nil {
+		return nil, &Error{Code: CodeInternal, Err: err, Msg: fmt.Sprintf("Machine %s runs from its new disks, but libvirt does not keep its description: %v.",
+			m.s.doc.Machine.Name, err), Hint: "Run session migrate again, or keep it by hand with: virsh dumpxml --inactive, and: virsh define."}
+	}
+	r := MigrateResult{Machine: m.s.doc.Machine.Name, UUID: m.uuid(), Disks: map[string]string{}}
+	for _, d := range m.s.doc.Disks {
+		r.Disks[d.Key] = d.Moved
+	}
+	return r, m.a.end(m.s)
+}
+
+// makeFiles makes the files empty, so that they are nobody else's, and records
+// them: whoever comes after a crash knows whose they are.
+func (m *migration) makeFiles() (err error) {
+	var made []string
+	defer func() {
+		if err != nil {
+			for _, path := range made {
+				err = errors.Join(err, os.Remove(path))
+			}
+		}
+	}()
+	for _, path := range m.files {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		made = append(made, path)
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return m.record(&SessionMigration{Files: m.files})
+}
+
+func migrateError(err error) error {
+	var e *Error
+	if errors.As(err, &e) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &Error{Code: CodeInternal, Err: err, Msg: sentence(err.Error()), Hint: "The session runs on as it was. Put right what it tells, and migrate again."}
+}
+
+// record records how the migration stands; nil: there is none.
+func (m *migration) record(x *SessionMigration) error { return m.a.recordMigration(m.s, x) }
+
+func (a *Appliance) recordMigration(s *session, x *SessionMigration) error {
+	s.mu.Lock()
+	s.doc.Migration = x
+	doc := s.doc
+	s.mu.Unlock()
+	return a.opts.Journal.PutSession(doc)
+}
+
+// copyAll copies all disks and returns when every copy can take over.
+func (m *migration) copyAll(ctx context.Context) error {
+	for _, d := range m.s.doc.Disks {
+		if path, ok := m.files[d.Key]; ok {
+			if err := m.h.BeginCopy(ctx, m.uuid(), d.Key, path, m.format); err != nil {
+				return fmt.Errorf("copy disk %s to %s: %w", d.Key, path, err)
+			}
+		}
+	}
+	for {
+		ready, err := m.progress(ctx)
+		if ready || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(copyEvery):
+		}
+	}
+}
+
+// progress looks at all copies once.
+func (m *migration) progress(ctx context.Context) (ready bool, err error) {
+	ready = true
+	var done, total int64
+	for key := range m.files {
+		c, err := m.h.Copying(ctx, m.uuid(), key)
+		if err == nil && !c.Active {
+			err = errors.New("it ended by itself; the hypervisor's log tells why")
+		}
+		if err != nil {
+			return false, fmt.Errorf("copy disk %s to %s: %w", key, m.files[key], err)
+		}
+		ready = ready && c.Ready
+		done, total = done+c.Done, total+c.Total
+	}
+	m.job.progress("copy", "", done, total)
+	return ready, nil
+}
+
+// switchAll has the machine go on with the copies, one after another.
+func (m *migration) switchAll(ctx context.Context) error {
+	if err := m.record(&SessionMigration{Files: m.files, Switching: true}); err != nil {
+		return err
+	}
+	for _, d := range m.s.doc.Disks {
+		path, ok := m.files[d.Key]
+		if !ok {
+			continue
+		}
+		if err := m.h.SwitchToCopy(ctx, m.uuid(), d.Key); err != nil {
+			return fmt.Errorf("go on with disk %s in %s: %w", d.Key, path, err)
+		}
+		m.s.setMoved(d.Key, path)
+	}
+	return m.record(nil)
+}
+
+func (s *session) setMoved(key, path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	disks := append([]SessionDisk(nil), s.doc.Disks...)
+	for i := range disks {
+		if disks[i].Key == key {
+			disks[i].Moved = path
+		}
+	}
+	s.doc.Disks = disks
+}
+
+// settleMigration brings a session out of a migration that did not end well: disks
+// that the machine has taken over stay where they are, other copies are given up
+// and removed. The caller holds s.busy.
+func (a *Appliance) settleMigration(ctx context.Context, h *instant.Hypervisor, s *session) error {
+	x := s.doc.Migration
+	if x == nil {
+		return nil
+	}
+	state, err := h.State(ctx, s.doc.Machine.UUID)
+	if err != nil {
+		return err
+	}
+	if state == instant.Stopped && x.Switching {
+		return fmt.Errorf("the machine died while its disks changed hands: what it wrote last is either in the session or in %v; look at both before you discard one", x.Files)
+	}
+	var errs []error
+	for key, path := range x.Files {
+		errs = append(errs, a.settleCopy(ctx, h, s, key, path, state))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return a.recordMigration(s, nil)
+}
+
+// settleCopy is settleMigration for one disk.
+func (a *Appliance) settleCopy(ctx context.Context, h *instant.Hypervisor, s *session, key, path string, state instant.State) error {
+	if state != instant.Stopped {
+		c, err := h.Copying(ctx, s.doc.Machine.UUID, key)
+		if err != nil {
+			return fmt.Errorf("find out about the copy of disk %s: %w", key, err)
+		}
+		if c.Source != "" {
+			s.setMoved(key, c.Source)
+			return nil
+		}
+		if c.Active {
+			if err := h.EndCopy(ctx, s.doc.Machine.UUID, key); err != nil {
+				return fmt.Errorf("give up the copy of disk %s: %w", key, err)
+			}
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the copy of disk %s: %w", key, err)
+	}
+	a.log.Info("copy of a disk given up", "session", s.doc.ID, "disk", key, "path", path)
+	return nil
+}
+
+// settleAfterCrash does what settleMigration does when the process that migrated
+// has died. Where the hypervisor does not answer it is left for later.
+func (a *Appliance) settleAfterCrash(ctx context.Context, s *session) error {
+	if s.doc.Migration == nil || s.doc.Machine == nil {
+		return nil
+	}
+	h, err := instant.Dial(ctx, s.doc.Machine.Connect)
+	if err != nil {
+		return hypervisorError(err)
+	}
+	defer h.Close()
+	return a.settleMigration(ctx, h, s)
+}

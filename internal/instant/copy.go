@@ -1,0 +1,123 @@
+package instant
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/digitalocean/go-libvirt"
+)
+
+// CopyState says how far a disk of a running machine is copied.
+type CopyState struct {
+	Source string // path of the file that the machine uses, "" while that is an export
+	Active bool   // a copy runs
+	Ready  bool   // the copy holds what the disk does, and is kept so: it can take over
+	Done   int64  // bytes, of Total
+	Total  int64  // grows while the guest writes
+}
+
+// BeginCopy starts to copy a disk of a running machine to a file that does not
+// exist, and keeps copying what the guest writes meanwhile. format is qcow2 or raw.
+func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key, path, format string) error {
+	to := element("disk", "type", "file")
+	to.children = []*node{element("driver", "name", "qemu", "type", format), element("source", "file", path)}
+	// Writes go to both places at once, so that the copy ends however much the guest
+	// writes.
+	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
+		return h.conn.DomainBlockCopy(d, key, to.String(), nil, libvirt.DomainBlockCopySynchronousWrites)
+	})
+}
+
+// Copying tells how the copy of a disk stands.
+func (h *Hypervisor) Copying(ctx context.Context, uuid, key string) (s CopyState, err error) {
+	var description string
+	err = h.disk(ctx, uuid, func(d libvirt.Domain) error {
+		found, _, _, done, total, err := h.conn.DomainGetBlockJobInfo(d, key, 0)
+		if err != nil {
+			return err
+		}
+		s.Active, s.Done, s.Total = found != 0, int64(done), int64(total)
+		description, err = h.conn.DomainGetXMLDesc(d, 0)
+		return err
+	})
+	if err != nil {
+		return s, err
+	}
+	root, err := parseXML(description)
+	if err != nil {
+		return s, err
+	}
+	n := diskOf(root, key)
+	if n == nil {
+		return s, fmt.Errorf("machine has no disk %s", key)
+	}
+	s.Source = n.child("source").attr("file")
+	// Done equals Total for a moment at the very beginning, too.
+	s.Ready = s.Active && n.child("mirror").attr("ready") == "yes"
+	return s, nil
+}
+
+func diskOf(domain *node, key string) *node {
+	devices := domain.child("devices")
+	if devices == nil {
+		return nil
+	}
+	for _, n := range devices.children {
+		if n.name == "disk" && n.child("target").attr("dev") == key {
+			return n
+		}
+	}
+	return nil
+}
+
+// EndCopy gives a copy up; the machine goes on with the disk it has. The file stays.
+// That there is no copy is no error.
+func (h *Hypervisor) EndCopy(ctx context.Context, uuid, key string) error {
+	err := h.disk(ctx, uuid, func(d libvirt.Domain) error { return h.conn.DomainBlockJobAbort(d, key, 0) })
+	if isGone(err) {
+		return nil
+	}
+	return err
+}
+
+// SwitchToCopy has the machine go on with the copy of a disk, which is ready.
+func (h *Hypervisor) SwitchToCopy(ctx context.Context, uuid, key string) error {
+	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
+		return h.conn.DomainBlockJobAbort(d, key, libvirt.DomainBlockJobAbortPivot)
+	})
+}
+
+func (h *Hypervisor) disk(ctx context.Context, uuid string, fn func(libvirt.Domain) error) error {
+	return h.bound(ctx, func() error {
+		d, err := h.find(uuid)
+		if err != nil {
+			return err
+		}
+		return fn(d)
+	})
+}
+
+// Keep has libvirt keep a running machine's description, so that it can be started
+// again once it has ended. What its disks were told for the time of a session is
+// taken back with the next start.
+func (h *Hypervisor) Keep(ctx context.Context, uuid string) error {
+	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
+		description, err := h.conn.DomainGetXMLDesc(d, libvirt.DomainXMLInactive|libvirt.DomainXMLSecure)
+		if err != nil {
+			return err
+		}
+		root, err := parseXML(description)
+		if err != nil {
+			return err
+		}
+		if devices := root.child("devices"); devices != nil {
+			for _, n := range devices.children {
+				if driver := n.child("driver"); n.name == "disk" && driver != nil {
+					driver.unset("error_policy", "rerror_policy")
+				}
+			}
+		}
+		_, err = h.conn.DomainDefineXML(root.String())
+		return err
+	})
+}
