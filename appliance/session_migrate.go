@@ -18,6 +18,7 @@ const copyEvery = 200 * time.Millisecond
 type MigrateRequest struct {
 	Dir    string `json:"dir"`              // folder on the host of the machine; absolute
 	Format string `json:"format,omitempty"` // qcow2, the default, or raw
+	Limit  int64  `json:"limit,omitempty"`  // bytes copied in a second, of each disk; 0: no limit
 }
 
 // SessionMigration is a migration that has begun: the record of files that are no
@@ -63,7 +64,7 @@ func (a *Appliance) startMigrate(ctx context.Context, s *session, r MigrateReque
 		defer s.busy.Unlock()
 		s.setWork(SessionMoving)
 		defer s.setWork("")
-		m := &migration{a: a, s: s, job: job, format: r.Format, files: files}
+		m := &migration{a: a, s: s, job: job, format: r.Format, limit: r.Limit, files: files}
 		return m.run(ctx)
 	})
 }
@@ -72,6 +73,9 @@ func (a *Appliance) startMigrate(ctx context.Context, s *session, r MigrateReque
 func (s *session) planMigration(ctx context.Context, r MigrateRequest) (map[string]string, error) {
 	if r.Format != "qcow2" && r.Format != "raw" {
 		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("There is no format %q for disks of machines.", r.Format), Hint: "Choose qcow2 or raw."}
+	}
+	if r.Limit < 0 {
+		return nil, &Error{Code: CodeInvalid, Msg: "The limit is negative.", Hint: "Give bytes in a second, or 0 for none."}
 	}
 	st, err := os.Stat(r.Dir)
 	if err == nil && !st.IsDir() || !filepath.IsAbs(r.Dir) {
@@ -109,6 +113,7 @@ type migration struct {
 	job    *running
 	h      *instant.Hypervisor
 	format string
+	limit  int64
 	files  map[string]string // by key
 }
 
@@ -190,7 +195,7 @@ func (a *Appliance) recordMigration(s *session, x *SessionMigration) error {
 func (m *migration) copyAll(ctx context.Context) error {
 	for _, d := range m.s.doc.Disks {
 		if path, ok := m.files[d.Key]; ok {
-			if err := m.h.BeginCopy(ctx, m.uuid(), d.Key, path, m.format); err != nil {
+			if err := m.h.BeginCopy(ctx, m.uuid(), d.Key, path, m.format, m.limit); err != nil {
 				return fmt.Errorf("copy disk %s to %s: %w", d.Key, path, err)
 			}
 		}

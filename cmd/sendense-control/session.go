@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -140,6 +141,7 @@ func (s service) sessionResume() *cobra.Command {
 func (s service) sessionMigrate() *cobra.Command {
 	var r appliance.MigrateRequest
 	var to string
+	var rate int64
 	c := &cobra.Command{Use: "migrate ID --to file:DIR", Short: "Move a session's disks to production storage while its machine runs", Args: cli.Args(1, 1),
 		Long: "Migrate copies the disks of a session to new files in DIR while its machine runs, has it go on with them, and\n" +
 			"ends the session; the machine stays, as one of libvirt's. Until then nothing is changed: if it fails or is\n" +
@@ -152,7 +154,10 @@ func (s service) sessionMigrate() *cobra.Command {
 			if !ok {
 				return cli.Usagef("Give --to file:DIR.", "--to is %q.", to)
 			}
-			r.Dir = dir
+			if rate < 0 || rate > math.MaxInt64>>20 {
+				return cli.Usagef("Give the MiB to copy in a second; 0 is no limit.", "--limit %d is no rate.", rate)
+			}
+			r.Dir, r.Limit = dir, rate<<20
 			return s.with(c, true, func(conn *host.Connection) error {
 				job, err := conn.Migrate(c.Context(), args[0], r)
 				if err != nil {
@@ -175,6 +180,7 @@ func (s service) sessionMigrate() *cobra.Command {
 		}}
 	c.Flags().StringVar(&to, "to", "", "`place`: file:DIR, on the host of the machine")
 	c.Flags().StringVar(&r.Format, "format", "", "`format` of the files: qcow2 (default) or raw")
+	c.Flags().Int64Var(&rate, "limit", 0, "copy at most so many `MiB` in a second, of each disk")
 	return c
 }
 

@@ -2,6 +2,8 @@ package main_test
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -19,13 +21,17 @@ type guestSite struct {
 	daemon *clitest.Process
 }
 
-// Before its control plane starts, prepare is called.
+// Before anything runs there, prepare is called.
 func newGuestSite(t *testing.T, prepare ...func(*guestSite)) *guestSite {
 	t.Helper()
 	if err := otherPrograms(); err != nil {
 		t.Fatal(err)
 	}
-	g := &guestSite{Site: clitest.NewSite(t, filepath.Dir(program)), host: guesttest.Host(t)}
+	g := &guestSite{Site: clitest.NewSite(t, filepath.Dir(program))}
+	for _, fn := range prepare {
+		fn(g)
+	}
+	g.host = guesttest.Host(t) // which sees what is mounted now
 	img := guesttest.Image(t)
 	disk := g.Path("guest.qcow2")
 	if err := img.CopyDisk(t.Context(), disk, "qcow2"); err != nil {
@@ -33,9 +39,6 @@ func newGuestSite(t *testing.T, prepare ...func(*guestSite)) *guestSite {
 	}
 	vm := guesttest.Define(t, g.host, guest.Spec{Name: "web1", Image: img, Disks: []guest.Disk{{Target: "vda", Source: disk}}})
 	guesttest.Start(t, vm)
-	for _, fn := range prepare {
-		fn(g)
-	}
 	g.daemon = g.Daemon()
 	g.backup(t)
 	guesttest.Exec(t, vm, "echo 'from the point' >/srv/mark && sync")
@@ -80,4 +83,14 @@ func (g *guestSite) up(t *testing.T, x appliance.Session) *guest.VM {
 func (g *guestSite) session(t *testing.T, id string) appliance.Session {
 	t.Helper()
 	return clitest.Decode[appliance.Session](t, g.Control(g.Via(), "session show --json "+id))
+}
+
+// small makes a folder with room for so many MiB.
+func (g *guestSite) small(t *testing.T, path string, mib int) {
+	t.Helper()
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	clitest.Tool(t, "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%dm", mib), "sendense-test", path)
+	t.Cleanup(func() { clitest.Tool(t, "umount", "-l", path) })
 }

@@ -202,13 +202,7 @@ func TestConnectionsThatAreCutLoseNothing(t *testing.T) {
 }
 
 func TestADiskThatIsFullPausesTheMachine(t *testing.T) {
-	g := newGuestSite(t, func(g *guestSite) {
-		if err := os.Mkdir(g.Repo, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		clitest.Tool(t, "mount", "-t", "tmpfs", "-o", "size=160m", "sendense-test", g.Repo)
-		t.Cleanup(func() { clitest.Tool(t, "umount", "-l", g.Repo) })
-	})
+	g := newGuestSite(t, func(g *guestSite) { g.small(t, g.Repo, 160) })
 	x, vm := g.boot(t)
 	guesttest.Exec(t, vm, `dd if=/dev/urandom of=/run/want bs=1M count=24 2>/dev/null`)
 	fill(t, g.Repo)

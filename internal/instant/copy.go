@@ -18,13 +18,17 @@ type CopyState struct {
 
 // BeginCopy starts to copy a disk of a running machine to a file that does not
 // exist, and keeps copying what the guest writes meanwhile. format is qcow2 or raw.
-func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key, path, format string) error {
+func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key, path, format string, limit int64) error {
 	to := element("disk", "type", "file")
 	to.children = []*node{element("driver", "name", "qemu", "type", format), element("source", "file", path)}
 	// Writes go to both places at once, so that the copy ends however much the guest
 	// writes.
+	var params []libvirt.TypedParam
+	if limit > 0 {
+		params = append(params, libvirt.TypedParam{Field: libvirt.DomainBlockCopyBandwidth, Value: *libvirt.NewTypedParamValueUllong(uint64(limit))})
+	}
 	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
-		return h.conn.DomainBlockCopy(d, key, to.String(), nil, libvirt.DomainBlockCopySynchronousWrites)
+		return h.conn.DomainBlockCopy(d, key, to.String(), params, libvirt.DomainBlockCopySynchronousWrites)
 	})
 }
 

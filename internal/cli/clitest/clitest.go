@@ -84,6 +84,11 @@ type Process struct {
 // Start runs a program, at most for Patience and for as long as the test.
 func Start(t testing.TB, program string, args ...string) *Process {
 	t.Helper()
+	return start(t, Patience, program, args...)
+}
+
+func start(t testing.TB, atMost time.Duration, program string, args ...string) *Process {
+	t.Helper()
 	p := &Process{cmd: exec.Command(program, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.errs
 	p.cmd.WaitDelay = time.Second // what it started may hold on to its output
@@ -96,7 +101,7 @@ func Start(t testing.TB, program string, args ...string) *Process {
 		t.Fatal(err)
 	}
 	p.PID = p.cmd.Process.Pid
-	watch := time.AfterFunc(Patience, func() { _ = p.cmd.Process.Kill() }) // it may have ended
+	watch := time.AfterFunc(atMost, func() { _ = p.cmd.Process.Kill() }) // it may have ended
 	go func() {
 		defer close(p.done)
 		defer watch.Stop()

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Site is a repository, the programs that work on it, and a disk to back up as VM
@@ -33,10 +34,13 @@ func NewSite(t testing.TB, bin string) *Site {
 // Path returns the path of a file in the site's folder.
 func (s *Site) Path(name string) string { return filepath.Join(s.Dir, name) }
 
+// service is how long a control plane runs at most, in the longest of tests.
+const service = 10 * time.Minute
+
 // Daemon starts the control plane and waits until it answers.
 func (s *Site) Daemon() *Process {
 	s.T.Helper()
-	p := Start(s.T, filepath.Join(s.Bin, "sendense-control-plane"), "--run-dir", s.Run, "--repository", s.Repo)
+	p := start(s.T, service, filepath.Join(s.Bin, "sendense-control-plane"), "--run-dir", s.Run, "--repository", s.Repo)
 	Until(s.T, "the control plane answers", func() bool {
 		select {
 		case <-p.done:
