@@ -263,7 +263,7 @@ func userError(err error) error {
 	case errors.Is(err, repository.ErrCorrupt):
 		return &Error{Code: CodeCorrupt, Msg: sentence(err.Error()), Err: err,
 			Hint: "Find out what is damaged with: sendense-control verify"}
-	case errors.Is(err, repository.ErrNoVM), errors.Is(err, repository.ErrNoPoint), errors.Is(err, repository.ErrNoDisk):
+	case errors.Is(err, repository.ErrNoVM), errors.Is(err, repository.ErrNoPoint), errors.Is(err, repository.ErrNoDisk), errors.Is(err, repository.ErrNoNote):
 		return &Error{Code: CodeNotFound, Msg: sentence(err.Error()), Err: err,
 			Hint: "List what there is with: sendense-control vms, and: sendense-control points VM"}
 	case errors.Is(err, repository.ErrInvalid):

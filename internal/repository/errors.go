@@ -17,6 +17,8 @@ var (
 	ErrNoPoint = errors.New("no such point")
 	// ErrNoDisk says that the point has no such disk.
 	ErrNoDisk = errors.New("no such disk")
+	// ErrNoNote says that the point has no such note.
+	ErrNoNote = errors.New("no such note")
 	// ErrInvalid says that no repository takes such a name, key, size or option.
 	ErrInvalid = errors.New("not possible")
 	// ErrLocked says that somebody else is writing. A LockedError says who.

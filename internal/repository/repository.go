@@ -53,9 +53,21 @@ type Repository interface {
 	// Usage tells what the points of a machine take.
 	Usage(ctx context.Context, vm VMID) (Usage, error)
 
+	// PutNote keeps a document about a point for as long as the point is there, in
+	// place of the one of that name. A name is lower-case, with an extension:
+	// "check.json". Notes are no part of the point; no lock is taken that could wait
+	// for a backup. ErrNoVM, ErrNoPoint; ErrInvalid for another name or more than
+	// MaxNote bytes.
+	PutNote(ctx context.Context, vm VMID, point PointID, name string, content []byte) error
+	// Note returns a document about a point. ErrNoVM, ErrNoPoint, ErrNoNote.
+	Note(ctx context.Context, vm VMID, point PointID, name string) ([]byte, error)
+
 	// Close gives the repository up. Drafts have to be over; open disks stay open.
 	Close() error
 }
+
+// MaxNote is how long a note may be, in bytes.
+const MaxNote = 16 << 20
 
 // BeginOptions describe a draft to be opened.
 type BeginOptions struct {

@@ -126,12 +126,19 @@ func works() []work {
 			_, err := m.TryAdd(repositorytest.Change{VM: repositorytest.DB, Disks: map[string]int64{"sda": 9000, "sdb": 512}})
 			return err
 		}},
+		{name: "a note", do: func(m *repositorytest.Model) error {
+			return errors.Join(m.Repository.PutNote(context.Background(), repositorytest.Web, m.VMs[repositorytest.Web][1].ID, "check.png", make([]byte, 10_000)),
+				m.Repository.PutNote(context.Background(), repositorytest.Web, m.VMs[repositorytest.Web][1].ID, noted, []byte("new")))
+		}},
 		remove("the newest deleted", 4),
 		remove("the oldest deleted", 0),
 		remove("one in the middle deleted", 2),
 		remove("all deleted", 0, 1, 2, 3, 4),
 	}
 }
+
+// noted is the name of a note that each of those points has.
+const noted = "check.json"
 
 // baseline makes a repository with a chain of five points.
 func baseline(t *testing.T) (string, map[repository.VMID][]*repositorytest.Point) {
@@ -147,6 +154,11 @@ func baseline(t *testing.T) (string, map[repository.VMID][]*repositorytest.Point
 		m.Add(repositorytest.Change{VM: repositorytest.Web})
 	}
 	m.Check()
+	for _, p := range m.VMs[repositorytest.Web] {
+		if err := r.PutNote(t.Context(), repositorytest.Web, p.ID, noted, []byte("old")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -250,6 +262,14 @@ func stopWork(t *testing.T, base string, before map[repository.VMID][]*repositor
 	// A removal that was begun is over by now.
 	m.VMs = x.present(t, next)
 	m.Check()
+	for _, p := range m.VMs[repositorytest.Web] {
+		if slices.Contains(before[repositorytest.Web], p) {
+			b, err := next.Note(t.Context(), repositorytest.Web, p.ID, noted)
+			if err != nil || string(b) != "old" && string(b) != "new" {
+				t.Errorf("note of %s: got %q (%v), want the old one or the new", p.ID, b, err)
+			}
+		}
+	}
 	noLeftovers(t, root)
 }
 
@@ -348,6 +368,12 @@ func noLeftovers(t *testing.T, root string) {
 		name := e.Name()
 		if strings.HasSuffix(name, partialSuffix) || name == draftName || strings.HasPrefix(name, ".digests") {
 			t.Errorf("left over: %s", path)
+		}
+		if m := noteFiles.FindStringSubmatch(name); m != nil {
+			id := repository.VMID(filepath.Base(filepath.Dir(filepath.Dir(path))))
+			if rec, _, err := loadRecord(filepath.Join(root, string(id), metadataName), id); err != nil || rec == nil || rec.point(repository.PointID(m[1])) == nil {
+				t.Errorf("left over: %s, of a point that is gone (%v)", path, err)
+			}
 		}
 		if name == metadataName {
 			id := repository.VMID(filepath.Base(filepath.Dir(path)))

@@ -57,6 +57,9 @@ func (r *Repository) recover(ctx context.Context, v *vmFolder) error {
 		return fmt.Errorf("recover VM %s: %w", v.id, err)
 	}
 	if rec == nil {
+		if err := v.sweepNotes(nil); err != nil {
+			return fmt.Errorf("recover VM %s: %w", v.id, err)
+		}
 		return v.removeEmpty()
 	}
 	if rec.Merge != nil {
@@ -86,6 +89,9 @@ func (v *vmFolder) tidy(rec *record) error {
 		}
 	}
 	if err := v.writeChains(rec); err != nil {
+		return err
+	}
+	if err := v.sweepNotes(rec); err != nil {
 		return err
 	}
 	if len(rec.Points) == 0 {

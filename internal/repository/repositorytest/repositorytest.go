@@ -58,6 +58,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"several points are deleted at once", testDeleteSeveral},
 		{"all points are deleted", testDeleteAll},
 		{"readers go on while points are deleted", testReadersGoOn},
+		{"notes live as long as their points", testNotes},
 		{"usage adds up", testUsage},
 		{"the ratio is what compression gains", testRatio},
 		{"anything in any order", testRandom},
