@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/digitalocean/go-libvirt"
+
+	"github.com/sendense/sendense/internal/machine"
 )
 
 // CopyState says how far a disk of a running machine is copied.
@@ -19,8 +21,6 @@ type CopyState struct {
 // BeginCopy starts to copy a disk of a running machine to a file that does not
 // exist, and keeps copying what the guest writes meanwhile. format is qcow2 or raw.
 func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key, path, format string, limit int64) error {
-	to := element("disk", "type", "file")
-	to.children = []*node{element("driver", "name", "qemu", "type", format), element("source", "file", path)}
 	// Writes go to both places at once, so that the copy ends however much the guest
 	// writes.
 	var params []libvirt.TypedParam
@@ -28,7 +28,7 @@ func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key, path, format stri
 		params = append(params, libvirt.TypedParam{Field: libvirt.DomainBlockCopyBandwidth, Value: *libvirt.NewTypedParamValueUllong(uint64(limit))})
 	}
 	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
-		return h.conn.DomainBlockCopy(d, key, to.String(), params, libvirt.DomainBlockCopySynchronousWrites)
+		return h.conn.DomainBlockCopy(d, key, machine.FileDisk(path, format), params, libvirt.DomainBlockCopySynchronousWrites)
 	})
 }
 
@@ -47,31 +47,17 @@ func (h *Hypervisor) Copying(ctx context.Context, uuid, key string) (s CopyState
 	if err != nil {
 		return s, err
 	}
-	root, err := parseXML(description)
+	disk, ok, err := machine.DiskOf(description, key)
 	if err != nil {
 		return s, err
 	}
-	n := diskOf(root, key)
-	if n == nil {
+	if !ok {
 		return s, fmt.Errorf("machine has no disk %s", key)
 	}
-	s.Source = n.child("source").attr("file")
+	s.Source = disk.File
 	// Done equals Total for a moment at the very beginning, too.
-	s.Ready = s.Active && n.child("mirror").attr("ready") == "yes"
+	s.Ready = s.Active && disk.MirrorReady
 	return s, nil
-}
-
-func diskOf(domain *node, key string) *node {
-	devices := domain.child("devices")
-	if devices == nil {
-		return nil
-	}
-	for _, n := range devices.children {
-		if n.name == "disk" && n.child("target").attr("dev") == key {
-			return n
-		}
-	}
-	return nil
 }
 
 // EndCopy gives a copy up; the machine goes on with the disk it has. The file stays.
@@ -110,18 +96,10 @@ func (h *Hypervisor) Keep(ctx context.Context, uuid string) error {
 		if err != nil {
 			return err
 		}
-		root, err := parseXML(description)
-		if err != nil {
+		if description, err = machine.Settled(description); err != nil {
 			return err
 		}
-		if devices := root.child("devices"); devices != nil {
-			for _, n := range devices.children {
-				if driver := n.child("driver"); n.name == "disk" && driver != nil {
-					driver.unset("error_policy", "rerror_policy")
-				}
-			}
-		}
-		_, err = h.conn.DomainDefineXML(root.String())
+		_, err = h.conn.DomainDefineXML(description)
 		return err
 	})
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/digitalocean/go-libvirt"
+
+	"github.com/sendense/sendense/internal/machine"
 )
 
 // ErrUnreachable says that the hypervisor does not answer.
@@ -140,20 +142,12 @@ func owner(caps string) (uid, gid int, ok bool) {
 // Start starts a machine that is gone from libvirt once it ends. notes are
 // sentences on what could not be carried over.
 func (h *Hypervisor) Start(ctx context.Context, m *Machine) (notes []string, err error) {
-	description, notes, err := m.XML()
+	description, notes, err := m.XML(h.accelerates(ctx))
 	if err != nil {
 		return nil, err
-	}
-	d, err := parseXML(description)
-	if err != nil {
-		return nil, err
-	}
-	if d.attr("type") == "kvm" && !h.accelerates(ctx) {
-		emulate(d)
-		notes = append(notes, "This host cannot accelerate machines (no KVM): it is emulated, and slow.")
 	}
 	err = h.bound(ctx, func() error {
-		_, err := h.conn.DomainCreateXML(d.String(), 0)
+		_, err := h.conn.DomainCreateXML(description, 0)
 		return err
 	})
 	if err != nil {
@@ -263,21 +257,5 @@ func (h *Hypervisor) Consoles(ctx context.Context, uuid string) (found []string,
 	if err != nil {
 		return nil, err
 	}
-	d, err := parseXML(description)
-	if err != nil {
-		return nil, err
-	}
-	devices := d.child("devices")
-	if devices == nil {
-		return nil, nil
-	}
-	for _, n := range devices.children {
-		switch {
-		case n.name == "graphics" && n.attr("port") != "" && n.attr("port") != "-1":
-			found = append(found, n.attr("type")+"://"+net.JoinHostPort(n.attr("listen"), n.attr("port")))
-		case n.name == "serial" && n.child("source").attr("path") != "":
-			found = append(found, n.child("source").attr("path"))
-		}
-	}
-	return found, nil
+	return machine.Consoles(description)
 }

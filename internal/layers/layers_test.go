@@ -20,6 +20,7 @@ var levels = map[string]int{
 	"nbdserver":           1,
 	"fusemount":           1,
 	"internal/guestfs":    1,
+	"internal/machine":    1,
 	"internal/nbdclient":  1,
 	"internal/state":      1,
 	"capture":             2,

@@ -1,4 +1,4 @@
-package instant
+package machine
 
 import (
 	"bytes"
@@ -91,6 +91,9 @@ func (n *node) write(b *bytes.Buffer) {
 
 // child returns the first child with a name, nil if there is none.
 func (n *node) child(name string) *node {
+	if n == nil {
+		return nil
+	}
 	for _, c := range n.children {
 		if c.name == name {
 			return c
@@ -102,9 +105,6 @@ func (n *node) child(name string) *node {
 // at follows names down; nil if one is not there.
 func (n *node) at(names ...string) *node {
 	for _, name := range names {
-		if n == nil {
-			return nil
-		}
 		n = n.child(name)
 	}
 	return n
@@ -122,6 +122,14 @@ func (n *node) attr(name string) string {
 	return ""
 }
 
+// content returns the text of an element; empty if there is none.
+func (n *node) content() string {
+	if n == nil {
+		return ""
+	}
+	return n.text
+}
+
 func (n *node) set(name, value string) {
 	for i, a := range n.attrs {
 		if qualified(a.Name) == name {
@@ -133,7 +141,15 @@ func (n *node) set(name, value string) {
 }
 
 func (n *node) unset(names ...string) {
+	if n == nil {
+		return
+	}
 	n.attrs = slices.DeleteFunc(n.attrs, func(a xml.Attr) bool { return slices.Contains(names, qualified(a.Name)) })
+}
+
+// keep removes all attributes but those named.
+func (n *node) keep(names ...string) {
+	n.attrs = slices.DeleteFunc(n.attrs, func(a xml.Attr) bool { return !slices.Contains(names, qualified(a.Name)) })
 }
 
 // drop removes children by name and reports whether there were any.

@@ -1,0 +1,34 @@
+package instant
+
+import "github.com/sendense/sendense/internal/machine"
+
+// Isolated is the network of a machine that has no network interface.
+const Isolated = machine.Isolated
+
+// Disk is a disk of a machine: an NBD export on a unix socket.
+type Disk struct {
+	Key    string // the target's name in the definition
+	Socket string
+	Export string // name
+}
+
+// Machine says what machine runs from a point.
+type Machine struct {
+	Name       string
+	UUID       string
+	Format     string // of Definition; another than machine.LibvirtXML gives a machine of the usual kind
+	Definition string // as it was captured
+	Disks      []Disk
+	Network    string // name of a libvirt network, or Isolated
+}
+
+// XML returns the description of the machine for libvirt, accelerated by KVM or
+// not. notes are sentences on what could not be carried over.
+func (m *Machine) XML(kvm bool) (description string, notes []string, err error) {
+	s := machine.Spec{Captured: machine.Captured{Format: m.Format, Definition: m.Definition}, Name: m.Name, UUID: m.UUID, Network: m.Network}
+	for _, d := range m.Disks {
+		s.Disks = append(s.Disks, machine.Disk{Key: d.Key, Socket: d.Socket, Export: d.Export})
+	}
+	d, err := machine.Transient(s, kvm)
+	return d.XML, d.Notes, err
+}
