@@ -18,6 +18,7 @@ import (
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/capture"
 	"github.com/sendense/sendense/internal/guestfs"
+	"github.com/sendense/sendense/internal/instant"
 	"github.com/sendense/sendense/internal/repository"
 	"github.com/sendense/sendense/internal/restore"
 )
@@ -78,7 +79,8 @@ var types = map[string]any{
 	"SessionSpec": appliance.SessionSpec{}, "MachineSpec": appliance.MachineSpec{}, "Session": appliance.Session{},
 	"SessionDisk": appliance.SessionDisk{}, "SessionMachine": appliance.SessionMachine{}, "SessionState": appliance.SessionState(""),
 	"SessionEnd": api.SessionEnd{}, "SessionResume": api.SessionResume{}, "SessionMigration": appliance.SessionMigration{},
-	"MigrateRequest": appliance.MigrateRequest{},
+	"MigrateRequest": appliance.MigrateRequest{}, "CheckRequest": appliance.CheckRequest{}, "BootCheck": appliance.BootCheck{},
+	"Guest": instant.Guest{}, "GuestFileSystem": instant.GuestFileSystem{},
 	"Contents":       appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
 	"FileChange": appliance.FileChange{}, "FileVersion": appliance.FileVersion{}, "FileLine": api.FileLine{},
 	"RestoreRequest": appliance.RestoreRequest{}, "RestorePlan": restore.Plan{}, "PlannedDisk": restore.PlannedDisk{},

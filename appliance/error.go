@@ -18,6 +18,7 @@ const (
 	CodeNotFound    Code = "not_found"   // a VM, disk, point, export, job or file is not there
 	CodeBusy        Code = "busy"        // somebody else is at it
 	CodeCorrupt     Code = "corrupt"     // stored data is damaged
+	CodeUnproven    Code = "unproven"    // a point did not prove that it boots
 	CodeUnreachable Code = "unreachable" // the source or the control plane does not answer
 	CodeDenied      Code = "denied"      // permission is missing, or the repository is read-only
 	CodeNoSpace     Code = "no_space"    // the disk is full

@@ -71,6 +71,8 @@ type Session struct {
 	Machine    *SessionMachine `json:"machine,omitempty"`
 	// Notes are sentences on what of the machine could not be carried over.
 	Notes []string `json:"notes,omitempty"`
+	// Passing says that it is part of a check, and ends with that.
+	Passing bool `json:"passing,omitempty"`
 	// Migration is one that has begun and did not end yet.
 	Migration *SessionMigration `json:"migration,omitempty"`
 	// ReadySeconds is how long it took until the disks could be used.
@@ -93,7 +95,8 @@ type SessionDisk struct {
 // SessionMachine is the machine of a session.
 type SessionMachine struct {
 	MachineSpec
-	UUID string `json:"uuid"`
+	UUID        string `json:"uuid"`
+	Accelerated bool   `json:"accelerated"` // by KVM; else it is emulated
 	// Consoles are URIs of screens and paths of serial ports, as of its start.
 	Consoles []string `json:"consoles,omitempty"`
 }

@@ -22,42 +22,55 @@ import (
 // Boot begins a session: it lays an overlay over each disk of a point, serves them
 // writable, and starts a machine on them if asked to.
 func (a *Appliance) Boot(ctx context.Context, spec SessionSpec) (Session, error) {
-	began := a.opts.Now()
-	if err := a.sessionOwner(); err != nil {
+	s, point, err := a.open(ctx, spec, false)
+	if err != nil {
 		return Session{}, err
 	}
+	defer s.busy.Unlock()
+	if spec.Machine != nil {
+		if err := a.startMachine(ctx, s, *spec.Machine, point); err != nil {
+			return Session{}, errors.Join(err, a.discard(context.WithoutCancel(ctx), s, true))
+		}
+	}
+	return s.view(), nil
+}
+
+// open begins a session without a machine, and returns it with its lock, which the
+// caller gives up. passing says that it ends with the request it is for.
+func (a *Appliance) open(ctx context.Context, spec SessionSpec, passing bool) (*session, Point, error) {
+	began := a.opts.Now()
+	if err := a.sessionOwner(); err != nil {
+		return nil, Point{}, err
+	}
 	if spec.QuotaBytes < 0 {
-		return Session{}, &Error{Code: CodeInvalid, Msg: "The quota is negative.", Hint: "Give a number of bytes, or 0 for none."}
+		return nil, Point{}, &Error{Code: CodeInvalid, Msg: "The quota is negative.", Hint: "Give a number of bytes, or 0 for none."}
 	}
 	vm, point, err := a.Point(ctx, spec.VM, spec.Point)
 	if err != nil {
-		return Session{}, err
+		return nil, Point{}, err
 	}
 	id := newSessionID()
 	s := &session{pin: pin{string(vm.ID), string(point.ID)}, failed: failures{now: a.opts.Now}, doc: Session{ID: id, VM: string(vm.ID), Name: vm.Name,
-		Point: string(point.ID), Created: began.UTC(), QuotaBytes: spec.QuotaBytes,
+		Point: string(point.ID), Created: began.UTC(), QuotaBytes: spec.QuotaBytes, Passing: passing,
 		Socket: filepath.Join(a.opts.RunDir, "sessions", id+".sock")}}
 	s.busy.Lock()
-	defer s.busy.Unlock()
 	if err := a.admit(s); err != nil {
-		return Session{}, err
+		s.busy.Unlock()
+		return nil, Point{}, err
 	}
-	if err := a.begin(ctx, s, point); err != nil {
-		a.forget(s)
-		return Session{}, errors.Join(err, s.close(), os.RemoveAll(a.sessionDir(id)))
-	}
-	s.mu.Lock()
-	s.doc.ReadySeconds = a.opts.Now().Sub(began).Seconds()
-	s.mu.Unlock()
-	err = a.opts.Journal.PutSession(s.doc)
-	if err == nil && spec.Machine != nil {
-		err = a.startMachine(ctx, s, *spec.Machine, point)
+	if err = a.begin(ctx, s, point); err == nil {
+		s.mu.Lock()
+		s.doc.ReadySeconds = a.opts.Now().Sub(began).Seconds()
+		s.mu.Unlock()
+		err = a.opts.Journal.PutSession(s.doc)
 	}
 	if err != nil {
-		return Session{}, errors.Join(err, a.discard(context.WithoutCancel(ctx), s, true))
+		defer s.busy.Unlock()
+		a.forget(s)
+		return nil, Point{}, errors.Join(err, s.close(), os.RemoveAll(a.sessionDir(id)))
 	}
 	a.log.Info("session began", "session", id, "vm", vm.Name, "point", point.ID, "took", s.doc.ReadySeconds)
-	return s.view(), nil
+	return s, point, nil
 }
 
 func newSessionID() string {
@@ -268,7 +281,13 @@ func (a *Appliance) restoreSessions(ctx context.Context) {
 			s.breakWith(err)
 			a.log.Error("session cannot be served", "session", doc.ID, "vm", doc.Name, "point", doc.Point, "err", err)
 		}
-		a.beginWatch(s)
+		if doc.Passing { // what it was for has died
+			if err := a.discard(ctx, s, true); err != nil {
+				a.log.Warn("session of a process that died did not end", "session", doc.ID, "err", err)
+			}
+		} else {
+			a.beginWatch(s)
+		}
 		s.busy.Unlock()
 	}
 }

@@ -124,7 +124,7 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 	if err := a.lendSocket(ctx, h, s.doc.Socket); err != nil {
 		return err
 	}
-	m := &instant.Machine{Name: spec.Name, UUID: uuid.NewString(), Network: spec.Network}
+	m := &instant.Machine{Name: spec.Name, UUID: uuid.NewString(), Network: spec.Network, Observed: s.doc.Passing}
 	if len(point.Config) > 0 {
 		var c capture.Config
 		if err := decodeConfig(point.Config, &c); err != nil {
@@ -143,7 +143,7 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 	if err := a.opts.Journal.PutSession(s.doc); err != nil {
 		return err
 	}
-	notes, err := h.Start(ctx, m)
+	accelerated, notes, err := h.Start(ctx, m)
 	if err != nil {
 		return hypervisorError(err)
 	}
@@ -153,7 +153,7 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 	}
 	s.mu.Lock()
 	s.machine = instant.Running
-	s.doc.Machine.Consoles, s.doc.Notes = consoles, notes
+	s.doc.Machine.Consoles, s.doc.Machine.Accelerated, s.doc.Notes = consoles, accelerated, notes
 	s.mu.Unlock()
 	a.beginWatch(s)
 	a.log.Info("machine of session started", "session", s.doc.ID, "machine", spec.Name)

@@ -21,7 +21,7 @@ type service struct{ *cli.Program }
 func serviceCommands(p *cli.Program) []*cobra.Command {
 	s := service{p}
 	return []*cobra.Command{s.vms(), s.points(), s.chain(), s.info(), s.verify(), s.delete(),
-		s.restore(), s.export(), s.exports(), s.unexport(), s.boot(), s.session(), s.jobs(), s.cancel(), s.bench()}
+		s.restore(), s.export(), s.exports(), s.unexport(), s.boot(), s.session(), s.check(), s.jobs(), s.cancel(), s.bench()}
 }
 
 // with runs fn with a connection to the control plane, or to an appliance in this

@@ -51,7 +51,12 @@ func newGuestSite(t *testing.T, prepare ...func(*guestSite)) *guestSite {
 
 func (g *guestSite) backup(t *testing.T) {
 	t.Helper()
-	args := append([]string{"backup", "--source", "libvirt", "--vm", "web1", "--connect", g.host.URI()}, g.Via()...)
+	g.backupVM(t, "web1")
+}
+
+func (g *guestSite) backupVM(t *testing.T, name string) {
+	t.Helper()
+	args := append([]string{"backup", "--source", "libvirt", "--vm", name, "--connect", g.host.URI()}, g.Via()...)
 	g.Good(clitest.Run(t, filepath.Join(g.Bin, "sendense-capture"), args...))
 }
 

@@ -28,7 +28,7 @@ func TestExitCodesAreTheDocumentedOnes(t *testing.T) {
 	}
 	codes := []appliance.Code{appliance.CodeInternal, appliance.CodeInvalid, appliance.CodeNotFound, appliance.CodeBusy,
 		appliance.CodeCorrupt, appliance.CodeUnreachable, appliance.CodeDenied, appliance.CodeNoSpace,
-		appliance.CodeCancelled, appliance.CodeInterrupted}
+		appliance.CodeCancelled, appliance.CodeInterrupted, appliance.CodeUnproven}
 	for _, c := range codes {
 		if got := fmt.Sprint(cli.ExitCode(&appliance.Error{Code: c})); got != documented[string(c)] {
 			t.Errorf("exit code of %s: got %s, want %s as documented", c, got, documented[string(c)])

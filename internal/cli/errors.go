@@ -26,7 +26,7 @@ func exitCode(c appliance.Code) int {
 		return 3
 	case appliance.CodeBusy:
 		return 4
-	case appliance.CodeCorrupt:
+	case appliance.CodeCorrupt, appliance.CodeUnproven:
 		return 5
 	case appliance.CodeUnreachable:
 		return 6

@@ -19,7 +19,7 @@ mount --bind "$3" /var/cache/libvirt
 mkdir -p "$dir/run"
 cd "$dir/run"
 mount -t tmpfs -o mode=755 run /run
-mkdir -p /run/libvirt
+mkdir -p /run/libvirt /run/lock # where terminals are locked while somebody listens
 mount --bind . /run/libvirt
 cd /
 # Without KVM there is no device for it either: libvirt looks on every call, and

@@ -139,21 +139,26 @@ func owner(caps string) (uid, gid int, ok bool) {
 	return uid, gid, found && found2 && found3 && found4 && err1 == nil && err2 == nil
 }
 
-// Start starts a machine that is gone from libvirt once it ends. notes are
-// sentences on what could not be carried over.
-func (h *Hypervisor) Start(ctx context.Context, m *Machine) (notes []string, err error) {
-	description, notes, err := m.XML(h.accelerates(ctx))
+// Start starts a machine that is gone from libvirt once it ends, accelerated by KVM
+// where that is there. notes are sentences on what could not be carried over.
+func (h *Hypervisor) Start(ctx context.Context, m *Machine) (kvm bool, notes []string, err error) {
+	kvm = h.accelerates(ctx)
+	description, notes, err := m.XML(kvm)
 	if err != nil {
-		return nil, err
+		return kvm, nil, err
+	}
+	flags := libvirt.DomainNone
+	if m.Observed {
+		flags = libvirt.DomainStartPaused
 	}
 	err = h.bound(ctx, func() error {
-		_, err := h.conn.DomainCreateXML(description, 0)
+		_, err := h.conn.DomainCreateXML(description, flags)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("start machine %s: %w", m.Name, err)
+		return kvm, nil, fmt.Errorf("start machine %s: %w", m.Name, err)
 	}
-	return notes, nil
+	return kvm, notes, nil
 }
 
 // accelerates reports whether machines of type kvm can run.

@@ -2,7 +2,7 @@ package instant
 
 import "github.com/sendense/sendense/internal/machine"
 
-// Isolated is the network of a machine that has no network interface.
+// Isolated is the network of a machine whose interfaces are connected to nothing.
 const Isolated = machine.Isolated
 
 // Disk is a disk of a machine: an NBD export on a unix socket.
@@ -20,12 +20,16 @@ type Machine struct {
 	Definition string // as it was captured
 	Disks      []Disk
 	Network    string // name of a libvirt network, or Isolated
+	// Observed has it have a screen, a serial port and an agent's channel, and has it
+	// wait for Resume before it runs.
+	Observed bool
 }
 
 // XML returns the description of the machine for libvirt, accelerated by KVM or
 // not. notes are sentences on what could not be carried over.
 func (m *Machine) XML(kvm bool) (description string, notes []string, err error) {
-	s := machine.Spec{Captured: machine.Captured{Format: m.Format, Definition: m.Definition}, Name: m.Name, UUID: m.UUID, Network: m.Network}
+	s := machine.Spec{Captured: machine.Captured{Format: m.Format, Definition: m.Definition}, Name: m.Name, UUID: m.UUID, Network: m.Network,
+		Observed: m.Observed}
 	for _, d := range m.Disks {
 		s.Disks = append(s.Disks, machine.Disk{Key: d.Key, Socket: d.Socket, Export: d.Export})
 	}

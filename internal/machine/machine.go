@@ -11,7 +11,7 @@ import (
 	"fmt"
 )
 
-// Isolated is the network of a machine that has no network interface.
+// Isolated is the network of a machine whose interfaces are connected to nothing.
 const Isolated = "isolated"
 
 // LibvirtXML is the format of the descriptions that are understood.
@@ -45,6 +45,8 @@ type Spec struct {
 	Network string
 	// KeepAddresses leaves it its hardware addresses.
 	KeepAddresses bool
+	// Observed has the machine have a screen, a serial port and an agent's channel.
+	Observed bool
 	// UEFI is the firmware of a machine without a definition; default BIOS.
 	UEFI bool
 }
@@ -115,6 +117,9 @@ func (c *carrier) describe() (Description, error) {
 		if err := c.adapt(d); err != nil {
 			return Description{}, err
 		}
+	}
+	if c.spec.Observed {
+		c.observe(d)
 	}
 	if d.attr("type") == "kvm" && !c.kvm {
 		c.emulate(d)

@@ -2,16 +2,21 @@ package machine
 
 import "slices"
 
-// replaceNIC connects an interface to the network that all have.
+// replaceNIC connects an interface to the network that all have, under an address
+// of its own; or to none, with the address that the guest knows.
 func replaceNIC(c *carrier, n *node) bool {
 	mac := n.child("mac").attr("address")
-	if c.spec.Network == Isolated {
-		c.note("Network interface %s is left out.", mac)
-		return false
-	}
 	n.attrs = nil
+	n.drop("source", "target", "virtualport", "vlan", "filterref", "bandwidth", "port", "backend", "driver", "ip", "route", "script", "link", "teaming", "actual")
+	if c.spec.Network == Isolated {
+		// Nothing goes through a link that is down, whatever it is connected to.
+		n.set("type", "user")
+		n.children = append(n.children, element("link", "state", "down"))
+		c.note("Network interface %s is connected to nothing.", mac)
+		return true
+	}
 	n.set("type", "network")
-	n.drop("mac", "source", "target", "virtualport", "vlan", "filterref", "bandwidth", "port", "backend", "driver", "ip", "route", "script")
+	n.drop("mac")
 	n.children = append([]*node{element("source", "network", c.spec.Network)}, n.children...)
 	return true
 }

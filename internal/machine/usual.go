@@ -12,6 +12,9 @@ func (c *carrier) describeUsual() (Description, error) {
 	}
 	c.note("The point has no description of the machine: it gets 2 processors, 2 GiB of memory, %s, and its disks on SATA.", firmware)
 	d := c.usual()
+	if c.spec.Observed {
+		c.observe(d)
+	}
 	if !c.kvm {
 		c.emulate(d)
 	}
