@@ -81,7 +81,7 @@ var types = map[string]any{
 	"SessionEnd": api.SessionEnd{}, "SessionResume": api.SessionResume{}, "SessionMigration": appliance.SessionMigration{},
 	"MigrateRequest": appliance.MigrateRequest{}, "CheckRequest": appliance.CheckRequest{}, "BootCheck": appliance.BootCheck{},
 	"Guest": instant.Guest{}, "GuestFileSystem": instant.GuestFileSystem{},
-	"Contents":       appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
+	"Contents": appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
 	"FileChange": appliance.FileChange{}, "FileVersion": appliance.FileVersion{}, "FileLine": api.FileLine{},
 	"RestoreRequest": appliance.RestoreRequest{}, "RestorePlan": restore.Plan{}, "PlannedDisk": restore.PlannedDisk{},
 	"MountRequest": api.MountRequest{}, "Mount": appliance.MountSpec{},

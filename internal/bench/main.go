@@ -57,6 +57,9 @@ var groups = []struct {
 	{"incremental", (*bench).incremental},
 	{"verify", (*bench).verify},
 	{"merge", (*bench).merge},
+	{"boot", (*bench).boot},
+	{"durable", (*bench).durable},
+	{"guest", (*bench).guestBoot},
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {

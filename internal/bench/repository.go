@@ -32,6 +32,11 @@ func (b *bench) newRepository(name string) (*dir.Repository, func(), error) {
 
 // point makes a point of one disk: write is told the disk's device.
 func point(ctx context.Context, r repository.Repository, size int64, write func(block.Device) error) (repository.Point, error) {
+	return pointWith(ctx, r, size, repository.PointInfo{}, write)
+}
+
+// pointWith is point with what goes into its record.
+func pointWith(ctx context.Context, r repository.Repository, size int64, info repository.PointInfo, write func(block.Device) error) (repository.Point, error) {
 	d, err := r.Begin(ctx, repository.BeginOptions{VM: vm, Name: "bench"})
 	if err != nil {
 		return repository.Point{}, err
@@ -43,7 +48,7 @@ func point(ctx context.Context, r repository.Repository, size int64, write func(
 	if err != nil {
 		return repository.Point{}, errors.Join(err, d.Abort(ctx))
 	}
-	return d.Commit(ctx, repository.PointInfo{})
+	return d.Commit(ctx, info)
 }
 
 // writeRandom writes n clusters of random data, in order, spread evenly over the

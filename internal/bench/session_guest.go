@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/block"
+	"github.com/sendense/sendense/capture"
+	"github.com/sendense/sendense/image"
+	machines "github.com/sendense/sendense/internal/guest"
+	"github.com/sendense/sendense/internal/repository"
+)
+
+// guestDepth is how many points the chain has that a guest boots from.
+const guestDepth = 100
+
+// bootTimeout is how long a guest may take, in a machine that is emulated.
+const bootTimeout = 5 * time.Minute
+
+// guestBoot measures how long a guest takes to boot from a session, beside the same
+// guest on a local image.
+func (b *bench) guestBoot(ctx context.Context) (err error) {
+	if os.Geteuid() != 0 {
+		b.logf("left out: guests take root")
+		return nil
+	}
+	cache, err := machines.CacheDir()
+	if err != nil {
+		return err
+	}
+	img, err := machines.Build(ctx, cache)
+	if err != nil {
+		return err
+	}
+	accel, err := machines.Accel(ctx, cache, img)
+	if err != nil {
+		return err
+	}
+	host, err := machines.StartHost(ctx, cache, accel)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Close()) }()
+	local, definition, err := b.localGuest(ctx, host, img)
+	if err != nil {
+		return err
+	}
+	b.logf("build a chain of %d points of the guest", guestDepth)
+	s, err := b.newSite(ctx, "guest", func(r repository.Repository) error {
+		config, err := json.Marshal(capture.Config{Format: "libvirt-xml", Definition: definition})
+		if err != nil {
+			return err
+		}
+		from, err := image.OpenChain(img.Disk, image.ChainOptions{Format: "qcow2"})
+		if err != nil {
+			return err
+		}
+		return errors.Join(chainOf(ctx, r, guestDepth, from, repository.PointInfo{Config: config, Disks: []repository.DiskInfo{{Key: "vda"}}}), from.Close())
+	})
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	got, err := b.interleave(ctx,
+		subject{"sendense", func(ctx context.Context) (float64, error) { return s.bootGuest(ctx, host) }},
+		subject{"local", func(ctx context.Context) (float64, error) {
+			seconds, err := timed(func() error { return errors.Join(local.Start(ctx), up(ctx, local)) })
+			return seconds, errors.Join(err, local.Destroy(ctx))
+		}})
+	if err != nil {
+		return err
+	}
+	for name := range got {
+		b.metric("guest-boot/"+name, got.median(name), "s")
+	}
+	b.add(row{figure: fmt.Sprintf("guest boot from a session at depth %d until its agent answers (%s)", guestDepth, accel), unit: "s",
+		own: got.median("sendense"), plain: got.median("local"), checks: []check{atMost("a local image", got.ratio("sendense", "local"), 1.1)}})
+	return nil
+}
+
+// localGuest defines the guest on an image of its own.
+func (b *bench) localGuest(ctx context.Context, host *machines.Host, img machines.Image) (*machines.VM, string, error) {
+	disk := filepath.Join(b.dir, "local.qcow2")
+	if err := img.CopyDisk(ctx, disk, "qcow2"); err != nil {
+		return nil, "", err
+	}
+	v, err := host.Define(ctx, machines.Spec{Name: "local", Image: img, Disks: []machines.Disk{{Target: "vda", Source: disk}}})
+	if err != nil {
+		return nil, "", err
+	}
+	definition, err := v.XML()
+	return v, definition, err
+}
+
+func up(ctx context.Context, v *machines.VM) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	return v.WaitAgent(ctx)
+}
+
+// bootGuest times the command, and the guest until its agent answers.
+func (s *site) bootGuest(ctx context.Context, host *machines.Host) (seconds float64, err error) {
+	var x appliance.Session
+	seconds, err = timed(func() error {
+		if err := s.run(ctx, &x, "boot", string(vm), "latest", "--connect", host.URI()); err != nil {
+			return err
+		}
+		v, err := host.Find(x.Machine.Name)
+		if err != nil {
+			return err
+		}
+		return errors.Join(up(ctx, v), v.Conn.Disconnect())
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.b.metric("guest-boot-command/sendense", x.ReadySeconds*1000, "ms")
+	return seconds, s.run(ctx, nil, "session", "discard", x.ID)
+}
+
+// chainOf makes n points of a disk: a full with a share of the disk's clusters, and
+// incrementals with the others, so that neighbours lie in different files and the
+// last point has all of them.
+func chainOf(ctx context.Context, r repository.Repository, n int, from block.Device, info repository.PointInfo) error {
+	p := make([]byte, cluster)
+	for i := range n {
+		_, err := pointWith(ctx, r, from.Size(), info, func(d block.Device) error {
+			return block.MapAll(ctx, from, 0, from.Size(), func(e block.Extent) error {
+				for off := e.Off / cluster * cluster; e.Kind == block.Data && off < e.Off+e.Len; off += cluster {
+					if int(off/cluster*7919)%n != i {
+						continue
+					}
+					k := min(cluster, from.Size()-off)
+					if err := errors.Join(from.ReadAt(ctx, p[:k], off), block.Write(ctx, d, p[:k], off)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
