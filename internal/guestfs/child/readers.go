@@ -8,14 +8,16 @@ import (
 	"github.com/sendense/sendense/internal/guestfs/ext4"
 	"github.com/sendense/sendense/internal/guestfs/fat"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
+	"github.com/sendense/sendense/internal/guestfs/iso9660"
 	"github.com/sendense/sendense/internal/guestfs/ntfs"
 	"github.com/sendense/sendense/internal/guestfs/xfs"
 )
 
-// readers are those of the file systems that can be read, by type.
+// readers are those of the file systems that can be read, by type. Of a disc that has
+// UDF, what it has of ISO 9660 beside that is read.
 var readers = map[string]func(fsys.Volume) (fsys.FileSystem, error){
 	"ext2": ext4.Open, "ext3": ext4.Open, "ext4": ext4.Open, "xfs": xfs.Open, "btrfs": btrfs.Open, "ntfs": ntfs.Open,
-	"vfat": fat.Open, "exfat": exfat.Open,
+	"vfat": fat.Open, "exfat": exfat.Open, "iso9660": iso9660.Open, "udf": iso9660.Open,
 }
 
 // openFS opens a file system, or a subvolume of one that has such.

@@ -30,7 +30,9 @@ type collector struct {
 }
 
 func (c *collector) add(n *volume.Node) {
-	if len(n.Children) > 0 || n.Table != "" || n.Kind == volume.KindGroup || holders[n.Type] && n.Refusal == "" {
+	// A disc may have partitions that are parts of it.
+	divided := (len(n.Children) > 0 || n.Table != "") && n.Type != "iso9660" && n.Type != "udf"
+	if divided || n.Kind == volume.KindGroup || holders[n.Type] && n.Refusal == "" {
 		return
 	}
 	v := Volume{

@@ -10,6 +10,7 @@ import (
 type finding struct {
 	Type, Label, UUID string
 	at                int64  // where what it was told by begins
+	end               int64  // where it ends, of a disc that may hold partitions; else 0
 	refusal           string // why what it holds cannot be read here
 
 	// What members of something larger, and containers, have to be told by.

@@ -178,8 +178,12 @@ func probeHFS(w *window) (finding, bool) {
 const isoSector = 2048
 
 // probeISO: ECMA-119, 8.4. The UUID is the time of the last change, as blkid
-// makes it up.
+// makes it up. What the descriptors follow is the disc's own, boot record and
+// partition table included.
 func probeISO(w *window) (finding, bool) {
+	if w.has(16*isoSector+9, "CDROM") { // High Sierra, what it was made of
+		return finding{Type: "iso9660"}, true
+	}
 	for i := range int64(16) {
 		at := 16*isoSector + i*isoSector
 		b := w.bytes(at, isoSector)
@@ -189,7 +193,10 @@ func probeISO(w *window) (finding, bool) {
 		if b[0] != 1 {
 			continue
 		}
-		f := finding{Type: "iso9660", Label: text(b[40:72]), at: 16 * isoSector}
+		f := finding{Type: "iso9660", Label: text(b[40:72]), end: int64(le.Uint32(b[80:])) * int64(le.Uint16(b[128:]))}
+		if label := jolietLabel(w, at); !strings.HasPrefix(f.Label, label) {
+			f.Label = label
+		}
 		for _, d := range [][]byte{b[830:847], b[813:830]} {
 			if digits := string(d[:16]); strings.Trim(digits, "0123456789") == "" && strings.Trim(digits, "0") != "" {
 				f.UUID = fmt.Sprintf("%s-%s-%s-%s-%s-%s-%s", d[:4], d[4:6], d[6:8], d[8:10], d[10:12], d[12:14], d[14:16])
@@ -199,6 +206,22 @@ func probeISO(w *window) (finding, bool) {
 		return f, true
 	}
 	return finding{}, false
+}
+
+// jolietLabel returns the identifier of the volume that a descriptor of Joliet behind
+// the primary one at a byte has; that of the primary one may be longer.
+func jolietLabel(w *window, at int64) string {
+	for range 16 {
+		at += isoSector
+		b := w.bytes(at, isoSector)
+		if b == nil || string(b[1:6]) != "CD001" || b[0] == 255 {
+			break
+		}
+		if b[0] == 2 && string(b[88:90]) == "%/" && strings.IndexByte("@CE", b[90]) >= 0 {
+			return text16(b[40:72], be)
+		}
+	}
+	return ""
 }
 
 // probeUDF: ECMA-167, parts 2 and 3; OSTA UDF 2.1.12.
@@ -217,7 +240,7 @@ func probeUDF(w *window) (finding, bool) {
 	if !nsr {
 		return finding{}, false
 	}
-	f := finding{Type: "udf", at: 16 * isoSector}
+	f := finding{Type: "udf"}
 	for _, sector := range []int64{512, 1024, 2048, 4096} {
 		anchor := w.bytes(256*sector, 512)
 		if anchor == nil || le.Uint16(anchor) != 2 || le.Uint32(anchor[12:]) != 256 {

@@ -102,7 +102,7 @@ func (s *scan) examine(n *Node) {
 	if n.Kind != KindPartition { // the kernel does not look for tables in partitions either
 		t = readTable(w)
 		// What lies in a partition is that one's.
-		found = slices.DeleteFunc(found, func(f finding) bool { return t.covers(f.at) })
+		found = slices.DeleteFunc(found, func(f finding) bool { return t.covers(f.at) || t.cuts(f.end) })
 	}
 	if w.err != nil {
 		n.refuse(fmt.Sprintf("It cannot be read: %v.", w.err))

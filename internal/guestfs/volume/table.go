@@ -34,6 +34,16 @@ func (t *table) covers(off int64) bool {
 	})
 }
 
+// cuts says whether a partition begins before end and reaches well past it: what ends
+// there was overwritten, but for what follows its own end as padding. The partition
+// that a disc with a second set of descriptors has begins behind its system area.
+func (t *table) cuts(end int64) bool {
+	const padding = 1 << 20
+	return t != nil && end > 0 && slices.ContainsFunc(t.parts, func(e entry) bool {
+		return e.Start < end && e.Start+e.Size > end+padding && e.Start != 16*isoSector
+	})
+}
+
 // sectorSizes are the units that tables may count in.
 var sectorSizes = []int64{512, 4096}
 
