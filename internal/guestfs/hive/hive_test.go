@@ -10,6 +10,7 @@ import (
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/hive"
+	"github.com/sendense/sendense/internal/guestfs/hive/hivetest"
 )
 
 func open(t *testing.T, m memory, logs ...fsys.Volume) *hive.Hive {
@@ -23,16 +24,16 @@ func open(t *testing.T, m memory, logs ...fsys.Volume) *hive.Hive {
 
 // some makes a hive with some of everything.
 func some(kind string) memory {
-	b := newBuilder()
+	b := hivetest.New()
 	long := bytes.Repeat([]byte("0123456789abcdef"), 4000)
-	values := []uint32{b.value("", 1, utf16le("default")), b.value("Number", 4, []byte{1, 2, 3, 4}), b.value("Text", 1, utf16le("Größe 😀")),
-		b.value("List", 7, append(append(utf16le("one"), utf16le("two")...), 0, 0)), b.value("Long", 3, long), b.value("Q", 11, make([]byte, 8)),
-		b.value("none", 0, nil)}
+	values := []uint32{b.Value("", 1, hivetest.Text("default")), b.Value("Number", 4, []byte{1, 2, 3, 4}), b.Value("Text", 1, hivetest.Text("Größe 😀")),
+		b.Value("List", 7, append(append(hivetest.Text("one"), hivetest.Text("two")...), 0, 0)), b.Value("Long", 3, long), b.Value("Q", 11, make([]byte, 8)),
+		b.Value("none", 0, nil)}
 	var keys []uint32
 	for i := range 9 {
-		keys = append(keys, b.key(fmt.Sprint("Key ", i), kind, nil, values))
+		keys = append(keys, b.Key(fmt.Sprint("Key ", i), kind, nil, values))
 	}
-	return b.hive(b.key("ROOT", kind, []uint32{b.key("Software", kind, keys, values[:1]), b.key("L\xe4nge", kind, nil, nil)}, nil))
+	return b.Hive(b.Key("ROOT", kind, []uint32{b.Key("Software", kind, keys, values[:1]), b.Key("L\xe4nge", kind, nil, nil)}, nil))
 }
 
 func TestKeysAndValues(t *testing.T) {
@@ -86,9 +87,9 @@ func TestHivesThatAreNoneAreRefused(t *testing.T) {
 	}{
 		"empty":              {func(memory) memory { return nil }, fsys.ErrNotFound},
 		"text":               {func(memory) memory { return bytes.Repeat([]byte("text"), 2000) }, fsys.ErrNotFound},
-		"of another version": {func(m memory) memory { le.PutUint32(m[20:], 2); seal(m); return m }, fsys.ErrUnsupported},
+		"of another version": {func(m memory) memory { le.PutUint32(m[20:], 2); hivetest.Seal(m); return m }, fsys.ErrUnsupported},
 		"without a checksum": {func(m memory) memory { m[508]++; return m }, fsys.ErrCorrupt},
-		"without a root":     {func(m memory) memory { le.PutUint32(m[36:], 1<<31); seal(m); return m }, fsys.ErrCorrupt},
+		"without a root":     {func(m memory) memory { le.PutUint32(m[36:], 1<<31); hivetest.Seal(m); return m }, fsys.ErrCorrupt},
 		"cut off":            {func(m memory) memory { return m[:5000] }, nil},
 	} {
 		if _, err := hive.Open(test.do(some("lf"))); err == nil || !errors.Is(err, test.want) && test.want != nil {

@@ -3,16 +3,14 @@ package hive_test
 import (
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/sendense/sendense/internal/guestfs/hive"
-	"github.com/sendense/sendense/internal/requires"
+	"github.com/sendense/sendense/internal/guestfs/hive/hivetest"
 )
 
 // writing has hivex fill the hive argv[1], from a seed argv[2].
@@ -54,31 +52,13 @@ walk(h.root(), "")
 json.dump(out, sys.stdout)
 `
 
-// python runs a script with hivex, which is of Debian's own Python only.
-func python(t testing.TB, script string, args ...string) []byte {
-	t.Helper()
-	const program = "/usr/bin/python3"
-	if exec.Command(program, "-c", "import hivex").Run() != nil {
-		requires.Missing(t, "python3-hivex (install it with: make deps)")
-	}
-	out, err := exec.Command(program, append([]string{"-c", script}, args...)...).Output()
-	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			t.Fatalf("%v\n%s", err, exit.Stderr)
-		}
-		t.Fatal(err)
-	}
-	return out
-}
-
 // written makes a hive that hivex filled.
 func written(t testing.TB, seed string) memory {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "hive")
-	b := newBuilder()
-	save(t, path, b.hive(b.key("$$$PROTO.HIV", "lf", nil, nil)))
-	python(t, writing, path, seed)
+	b := hivetest.New()
+	save(t, path, b.Hive(b.Key("$$$PROTO.HIV", "lf", nil, nil)))
+	hivetest.Python(t, writing, path, seed)
 	m, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +75,7 @@ func compare(t *testing.T, h *hive.Hive, file memory) {
 	path := filepath.Join(t.TempDir(), "hive")
 	save(t, path, file)
 	var want, got content
-	if err := json.Unmarshal(python(t, reading, path), &want); err != nil {
+	if err := json.Unmarshal(hivetest.Python(t, reading, path), &want); err != nil {
 		t.Fatal(err)
 	}
 	got = contentOf(t, h)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/hive"
+	"github.com/sendense/sendense/internal/guestfs/hive/hivetest"
 )
 
 // limit is how much a walk of a small hive may visit: what a hive of its size has
@@ -43,7 +44,7 @@ func TestSurvivesDamage(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	s := states(t)
 	log := join(logBase(s[0], 6), transaction(8, s[0], s[1]), transaction(9, s[1], s[2]))
-	old := oldLog(s[0], s[0], s[1])
+	old := memory(hivetest.OldLog(s[0], s[1]))
 	flip := func(m memory, upTo int) memory {
 		m = slices.Clone(m)
 		for range 1 + rng.IntN(8) {
@@ -55,7 +56,7 @@ func TestSurvivesDamage(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	for range 1000 {
 		m := flip(some([]string{"ri", "lf", "li"}[rng.IntN(3)]), 8000)
-		seal(m)
+		hivetest.Seal(m)
 		survives(m)
 		survives(dirtied(s[0], s[1]), flip(log, 3000))
 		survives(dirtied(s[0], s[1]), flip(old, 3000))
@@ -67,22 +68,22 @@ func TestSurvivesDamage(t *testing.T) {
 }
 
 func TestListsOfThemselves(t *testing.T) {
-	b := newBuilder()
-	leaf := b.list("li", []uint32{b.key("x", "li", nil, nil)})
-	list := b.cell(append(head("ri", 3), offsets(leaf, leaf, leaf)...))
-	root := b.key("ROOT", "li", []uint32{b.key("y", "li", nil, nil)}, nil)
-	le.PutUint32(b.bin[root+4+28:], list)
-	le.PutUint32(b.bin[root+4+20:], 1<<20)
-	le.PutUint32(b.bin[list+4+8:], list) // the second of the lists is the list itself
-	h := open(t, b.hive(root))
+	b := hivetest.New()
+	leaf := b.List("li", []uint32{b.Key("x", "li", nil, nil)})
+	list := b.Cell(append(hivetest.Head("ri", 3), hivetest.Offsets(leaf, leaf, leaf)...))
+	root := b.Key("ROOT", "li", []uint32{b.Key("y", "li", nil, nil)}, nil)
+	le.PutUint32(b.Bin[root+4+28:], list)
+	le.PutUint32(b.Bin[root+4+20:], 1<<20)
+	le.PutUint32(b.Bin[list+4+8:], list) // the second of the lists is the list itself
+	h := open(t, b.Hive(root))
 	if _, err := h.Key("z"); !errors.Is(err, fsys.ErrCorrupt) {
 		t.Errorf("a list that has itself in it: got %v, want ErrCorrupt", err)
 	}
-	b = newBuilder()
-	root = b.key("ROOT", "li", []uint32{b.key("y", "li", nil, nil)}, nil)
-	child := le.Uint32(b.bin[root+4+28:])
-	le.PutUint32(b.bin[child+4+4:], root) // the key below the root is the root
-	if _, err := walk(open(t, b.hive(root)), limit); err != nil {
+	b = hivetest.New()
+	root = b.Key("ROOT", "li", []uint32{b.Key("y", "li", nil, nil)}, nil)
+	child := le.Uint32(b.Bin[root+4+28:])
+	le.PutUint32(b.Bin[child+4+4:], root) // the key below the root is the root
+	if _, err := walk(open(t, b.Hive(root)), limit); err != nil {
 		t.Errorf("a key below itself: got %v: its walk is bounded by who walks", err)
 	}
 }
@@ -104,10 +105,10 @@ func TestVastNumbersTakeNoMemory(t *testing.T) {
 			t.Errorf("vast number of %s: got %v, want ErrCorrupt", name, err)
 		}
 	}
-	b := newBuilder()
-	v := b.value("v", 3, make([]byte, 100))
-	le.PutUint32(b.bin[v+4+4:], 1<<30)
-	h := open(t, b.hive(b.key("ROOT", "lf", nil, []uint32{v})))
+	b := hivetest.New()
+	v := b.Value("v", 3, make([]byte, 100))
+	le.PutUint32(b.Bin[v+4+4:], 1<<30)
+	h := open(t, b.Hive(b.Key("ROOT", "lf", nil, []uint32{v})))
 	if _, err := walk(h, limit); !errors.Is(err, fsys.ErrUnsupported) {
 		t.Errorf("a value of 1 GiB: got %v, want ErrUnsupported", err)
 	}
@@ -115,10 +116,10 @@ func TestVastNumbersTakeNoMemory(t *testing.T) {
 
 // tiny makes a hive of one page of cells.
 func tiny(kind string) memory {
-	b := newBuilder()
-	values := []uint32{b.value("Number", 4, []byte{1, 2, 3, 4}), b.value("Text", 1, utf16le("some text"))}
-	keys := []uint32{b.key("One", kind, nil, values), b.key("Two", kind, nil, nil), b.key("Three", kind, nil, values[:1])}
-	return b.hive(b.key("ROOT", kind, keys, values))
+	b := hivetest.New()
+	values := []uint32{b.Value("Number", 4, []byte{1, 2, 3, 4}), b.Value("Text", 1, hivetest.Text("some text"))}
+	keys := []uint32{b.Key("One", kind, nil, values), b.Key("Two", kind, nil, nil), b.Key("Three", kind, nil, values[:1])}
+	return b.Hive(b.Key("ROOT", kind, keys, values))
 }
 
 func FuzzHive(f *testing.F) {
@@ -138,7 +139,7 @@ func FuzzHive(f *testing.F) {
 func FuzzLog(f *testing.F) {
 	from, to := tiny("lf"), tiny("ri")
 	f.Add([]byte(join(logBase(from, 6), transaction(8, from, to))))
-	f.Add([]byte(oldLog(from, from, to)))
+	f.Add(hivetest.OldLog(from, to))
 	f.Fuzz(func(_ *testing.T, log []byte) {
 		log = slices.Clone(log)
 		if len(log) >= 552 && string(log[512:516]) == "HvLE" {
@@ -149,7 +150,7 @@ func FuzzLog(f *testing.F) {
 			}
 		}
 		if len(log) >= 512 {
-			seal(log)
+			hivetest.Seal(log)
 		}
 		m := dirtied(from, from)
 		survives(m, log)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/hive"
+	"github.com/sendense/sendense/internal/guestfs/hive/hivetest"
 )
 
 // states returns three states of one hive, each of which hivex made of the one before,
@@ -23,7 +24,7 @@ func states(t *testing.T) (list [3]memory) {
 	for i := range list {
 		if i > 0 {
 			save(t, path, list[i-1])
-			python(t, writing, path, string(rune('a'+i)))
+			hivetest.Python(t, writing, path, string(rune('a'+i)))
 			b, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
@@ -32,7 +33,7 @@ func states(t *testing.T) (list [3]memory) {
 		}
 		le.PutUint32(list[i][4:], uint32(7+i))
 		le.PutUint32(list[i][8:], uint32(7+i))
-		seal(list[i])
+		hivetest.Seal(list[i])
 	}
 	return list
 }
@@ -45,7 +46,7 @@ func dirtied(old, next memory) memory {
 		copy(m[at:at+4096], next[at:])
 	}
 	le.PutUint32(m[4:], le.Uint32(m[8:])+1)
-	seal(m)
+	hivetest.Seal(m)
 	return m
 }
 
@@ -53,7 +54,7 @@ func dirtied(old, next memory) memory {
 func logBase(m memory, kind uint32) []byte {
 	b := slices.Clone(m[:512])
 	le.PutUint32(b[28:], kind)
-	seal(b)
+	hivetest.Seal(b)
 	return b
 }
 
@@ -134,41 +135,22 @@ func TestLogsAreReplayed(t *testing.T) {
 	compare(t, open(t, dirtied(s[0], s[1]), join(head, first, second)), s[2])
 }
 
-// oldLog makes a log of the format before Windows 8.1.
-func oldLog(base, from, to memory) memory {
-	var pages []byte
-	vector := make([]byte, (len(to)-4096)/4096)
-	for at := 4096; at < len(to); at += 4096 {
-		if at >= len(from) || !bytes.Equal(from[at:at+4096], to[at:at+4096]) {
-			vector[at/4096-1] = 0xff
-			pages = append(pages, to[at:at+4096]...)
-		}
-	}
-	b := slices.Clone(base[:512])
-	le.PutUint32(b[28:], 1)
-	le.PutUint32(b[40:], uint32(len(to)-4096))
-	seal(b)
-	b = append(append(b, "DIRT"...), vector...)
-	b = append(b, make([]byte, (512-len(b)%512)%512)...)
-	return append(b, pages...)
-}
-
 func TestOldLogsAreReplayed(t *testing.T) {
 	s := states(t)
 	torn := dirtied(s[0], s[1])
-	log := oldLog(s[0], s[0], s[1])
+	log := memory(hivetest.OldLog(s[0], s[1]))
 	if got, want := contentOf(t, open(t, torn, log)), contentOf(t, open(t, s[1])); !reflect.DeepEqual(got, want) {
 		t.Errorf("got another state: %d keys, want %d", len(got), len(want))
 	}
 	for name, do := range map[string]func(m memory) memory{
-		"of another time":    func(m memory) memory { m[12]++; seal(m); return m },
-		"being written":      func(m memory) memory { m[4]++; seal(m); return m },
+		"of another time":    func(m memory) memory { m[12]++; hivetest.Seal(m); return m },
+		"being written":      func(m memory) memory { m[4]++; hivetest.Seal(m); return m },
 		"without pages":      func(m memory) memory { return m[:1024] },
 		"without a vector":   func(m memory) memory { return m[:512] },
 		"without its magic":  func(m memory) memory { m[512]++; return m },
-		"of a vast hive":     func(m memory) memory { le.PutUint32(m[40:], 0xfffff000); seal(m); return m },
+		"of a vast hive":     func(m memory) memory { le.PutUint32(m[40:], 0xfffff000); hivetest.Seal(m); return m },
 		"with a wrong sum":   func(m memory) memory { m[508]++; return m },
-		"of some other kind": func(m memory) memory { m[28] = 3; seal(m); return m },
+		"of some other kind": func(m memory) memory { m[28] = 3; hivetest.Seal(m); return m },
 	} {
 		h, err := hive.Open(dirtied(s[0], s[0]), do(slices.Clone(log)))
 		if err != nil || len(h.Notes()) != 1 || !reflect.DeepEqual(contentOf(t, h), contentOf(t, open(t, s[0]))) {

@@ -42,6 +42,8 @@ const (
 	Stop  // of a stream
 	Dirty // says what differs on the disk with index N between machines 0 and 1
 	Volumes
+	Registry     // a value of a hive
+	RegistryKeys // the names of the keys below one
 )
 
 // Request asks for something.
@@ -62,6 +64,7 @@ type Request struct {
 	Passphrases []string   `cbor:"13,keyasint,omitempty"`
 	Ranges      [][2]int64 `cbor:"14,keyasint,omitempty"` // of Dirty: offset and length
 	Match       tree.Match `cbor:"15,keyasint,omitempty"` // of Walk
+	Key         string     `cbor:"16,keyasint,omitempty"` // of Registry, in the hive at Path
 }
 
 // Disk is a disk of a machine. Number is what reads name it by.
@@ -87,6 +90,8 @@ type Reply struct {
 	Changes  []Change      `cbor:"11,keyasint,omitempty"`
 	Machines []Machine     `cbor:"12,keyasint,omitempty"`
 	Done     bool          `cbor:"13,keyasint,omitempty"` // of List and Next: that was all
+	Kind     uint32        `cbor:"14,keyasint,omitempty"` // of a value of the registry
+	Names    []string      `cbor:"15,keyasint,omitempty"`
 }
 
 // Machine is what the disks of a machine hold.

@@ -79,7 +79,7 @@ func (s *System) looksLikeRoot(root Node) int {
 		path  string
 		score int
 	}{{"etc/os-release", 4}, {"usr/lib/os-release", 4}, {"etc/fstab", 3}, {"etc/passwd", 2}, {"Windows/System32/config/SOFTWARE", 8},
-		{"Windows/System32/ntoskrnl.exe", 4}} {
+		{"Windows/System32/ntoskrnl.exe", 4}, {"WINNT/System32/config/SOFTWARE", 8}} {
 		if _, err := s.below(root, x.path); err == nil {
 			score += x.score
 		}

@@ -1,9 +1,6 @@
 package tree
 
-import (
-	"path"
-	"strings"
-)
+import "strings"
 
 // OS says what runs on a machine, as far as its disks tell.
 type OS struct {
@@ -16,6 +13,9 @@ type OS struct {
 	Kernels []string `cbor:"6,keyasint" json:"kernels,omitempty"`
 	// Notes say what could not be assembled, each in a sentence.
 	Notes []string `cbor:"7,keyasint" json:"notes,omitempty"`
+	// Edition and Installation are what Windows calls these: Professional, Client.
+	Edition      string `cbor:"8,keyasint" json:"edition,omitempty"`
+	Installation string `cbor:"9,keyasint" json:"installation,omitempty"`
 }
 
 // detect fills in what runs on the machine.
@@ -55,9 +55,8 @@ func (s *System) detect() {
 
 // detectOther knows systems without os-release.
 func (s *System) detectOther() {
-	if _, err := s.below(s.root, "Windows/System32/config/SOFTWARE"); err == nil {
-		s.os.Family, s.os.ID, s.os.Name = "windows", "windows", "Windows"
-		s.windows()
+	if dir, ok := s.configDir(s.root); ok {
+		s.windows(dir)
 		return
 	}
 	for file, name := range map[string]string{"etc/redhat-release": "redhat", "etc/alpine-release": "alpine", "etc/debian_version": "debian"} {
@@ -94,12 +93,4 @@ func clean(s string) string {
 		return r
 	}, strings.ToValidUTF8(s, ""))
 	return s[:min(len(s), 200)]
-}
-
-// windows learns the version from the names of what is installed, for want of a
-// look into the registry.
-func (s *System) windows() {
-	if _, err := s.below(s.root, path.Join("Windows", "SystemApps")); err == nil {
-		s.os.Name = "Windows 10 or later"
-	}
 }

@@ -39,7 +39,7 @@ func (c *collector) add(n *volume.Node) {
 		Path: c.path(n), Type: n.Type, Label: n.Label, UUID: n.UUID, Size: n.Size, Refusal: n.Refusal, Notes: n.Notes, Device: n.Volume,
 	}
 	if n.Partition != nil {
-		v.PartUUID = n.Partition.UUID
+		v.PartUUID, v.Start = n.Partition.UUID, n.Partition.Start
 	}
 	switch n.Kind {
 	case volume.KindLogical:

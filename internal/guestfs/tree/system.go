@@ -39,6 +39,7 @@ type Volume struct {
 	Free int64 `cbor:"11,keyasint" json:"free"`
 
 	Device fsys.Volume `cbor:"-" json:"-"` // nil: it cannot be read
+	Start  int64       `cbor:"-" json:"-"` // first byte on the disk, of a partition
 }
 
 // Opener opens the file system of a type; subvolume chooses one of several, by
@@ -60,8 +61,10 @@ type System struct {
 	root    Node
 	hasRoot bool
 	os      OS
+	drives  []drive // of Windows
 
 	mu      sync.Mutex // guards the fields below
+	hives   []openHive // those used last
 	volumes []Volume
 	mounted []*mounted
 	over    map[Node]Node // directories on which something is mounted
@@ -194,6 +197,9 @@ func (s *System) Lookup(dir Node, name string) (Node, error) {
 	if dir.FS == 0 {
 		return s.lookupName(dir.ID, name)
 	}
+	if n, ok := s.drive(dir, name); ok {
+		return n, nil
+	}
 	f, err := s.fsAt(dir.FS)
 	if err != nil {
 		return Node{}, err
@@ -228,7 +234,7 @@ func (s *System) ReadDir(dir Node) ([]Entry, error) {
 		}
 		return true
 	})
-	return list, err
+	return append(list, s.driveEntries(dir)...), err
 }
 
 // validName keeps out what no path can name: an entry that calls itself "..", or
