@@ -14,7 +14,7 @@ DEBIAN := gcc libc6-dev make pkg-config libnbd-dev libnbd-bin python3-libnbd \
 	nbdkit nbd-client fio libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients \
 	mmdebstrap e2fsprogs util-linux lvm2 zstd cpio b3sum \
 	fdisk gdisk mdadm cryptsetup-bin thin-provisioning-tools xfsprogs btrfs-progs dosfstools exfatprogs ntfs-3g wimtools \
-	fuse3 xorriso genisoimage isolinux udftools mtools libhivex-bin python3-hivex
+	fuse3 xorriso genisoimage isolinux udftools mtools python3-hivex
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

@@ -154,3 +154,23 @@ func sums(t *testing.T, g *guestfs.Guest, path string) []string {
 	}
 	return sorted(list)
 }
+
+// TestADiscThatWasOverwrittenIsNotShown: its descriptors outlive a new partition table,
+// and most of what is behind that.
+func TestADiscThatWasOverwrittenIsNotShown(t *testing.T) {
+	tree := t.TempDir()
+	write(t, strings.Repeat("old data", 1<<19), tree, "data")
+	disc := filepath.Join(t.TempDir(), "disc.iso")
+	fstest.Run(t, "xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", disc, tree)
+	part := fstest.Filled(t, 32<<20, "ext4", func(dir string) { write(t, "new", dir, "file") }, "mkfs.ext4", "-q")
+	path := disk(t, part)
+	fstest.Run(t, "dd", "if="+disc, "of="+path, "bs=512", "count=2047", "skip=1", "seek=1", "conv=notrunc", "status=none")
+	g := open(t, []string{path})
+	volumes, err := g.Volumes(t.Context())
+	if err != nil || len(volumes) != 1 || volumes[0].Path != "disk-0/p1" || volumes[0].Mounted != "/" {
+		t.Errorf("volumes: got %+v, %v, want the partition only", volumes, err)
+	}
+	if got := read(t, g, "/file"); got != "new" {
+		t.Errorf("content: got %q, want new", got)
+	}
+}

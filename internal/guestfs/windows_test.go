@@ -228,3 +228,18 @@ func patch(path string, by uint32) error {
 	hivetest.Seal(b)
 	return os.WriteFile(path, b, 0o644)
 }
+
+func TestADriveThatCannotBeReadIsTold(t *testing.T) {
+	disks := windows(t, nil)
+	fstest.Run(t, "dd", "if=/dev/zero", "of="+disks[1], "bs=1M", "seek=1", "count=32", "conv=notrunc", "status=none")
+	g := open(t, disks)
+	if notes := g.OS().Notes; len(notes) != 1 || !strings.Contains(notes[0], "D:") || !strings.Contains(notes[0], "disk-1/p1") {
+		t.Errorf("notes: got %q, want one about D:", notes)
+	}
+	if _, err := g.Resolve(t.Context(), "/D:", true); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("/D: got %v, want fs.ErrNotExist", err)
+	}
+	if got := read(t, g, "/Users/alice/file.txt"); got != "on C" {
+		t.Errorf("content: got %q", got)
+	}
+}
