@@ -2,7 +2,8 @@
 // a libvirtd of its own, starts a control plane, has the capture agent make a full
 // and two incremental points while the guest writes, verifies them, and compares
 // each point, exported over NBD, with what the guest's disk held at that moment. It
-// then reads files inside of the points and through a mount.
+// then reads files inside of the points and through a mount, and boots a machine
+// from the last point.
 //
 // It runs the programs in bin/, as a user would, and keeps the repository it made
 // in build/demo.
@@ -97,6 +98,9 @@ func run(ctx context.Context) (err error) {
 	if err == nil {
 		err = d.browse(ctx)
 	}
+	if err == nil {
+		err = d.bootPoint(ctx)
+	}
 	if err = errors.Join(err, stop(), d.close()); err != nil {
 		return err
 	}
@@ -129,7 +133,7 @@ func (d *demo) boot(ctx context.Context, cache string) error {
 	if err := d.vm.Start(ctx); err != nil {
 		return err
 	}
-	bootCtx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	bootCtx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
 	if err := d.vm.WaitAgent(bootCtx); err != nil {
 		return err
