@@ -162,6 +162,10 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 
 func hypervisorError(err error) error {
 	switch {
+	case errors.Is(err, instant.ErrTaken):
+		return &Error{Code: CodeInvalid, Err: err, Msg: sentence(err.Error()), Hint: "Choose another name, with --name."}
+	case errors.Is(err, instant.ErrNoNetwork):
+		return &Error{Code: CodeNotFound, Err: err, Msg: sentence(err.Error()), Hint: "List the networks with: virsh net-list --all; start one with: virsh net-start NAME"}
 	case errors.Is(err, instant.ErrInvalid):
 		return &Error{Code: CodeInvalid, Err: err, Msg: sentence(err.Error()), Hint: "Leave --connect out, or give such an address."}
 	case errors.Is(err, instant.ErrUnreachable):

@@ -22,6 +22,9 @@ func TestASessionIsKeptAsAPointOrDiscarded(t *testing.T) {
 	if !strings.Contains(text, "machine rescue is running") || !strings.Contains(text, "console: virsh --connect '"+g.host.URI()+"' console rescue") {
 		t.Errorf("boot: got %q, want the machine and its console", text)
 	}
+	again := "boot web1 latest --connect " + g.host.URI()
+	clitest.Refused(t, g.Control(g.Via(), again+" --name rescue"), 2, "rescue")
+	clitest.Refused(t, g.Control(g.Via(), again+" --network nowhere"), 3, "network")
 	all := clitest.Decode[[]appliance.Session](t, g.Control(g.Via(), "session list --json"))
 	if len(all) != 1 || all[0].State != appliance.SessionRunning {
 		t.Fatalf("sessions: got %+v, want one that runs", all)

@@ -23,6 +23,13 @@ var ErrUnreachable = errors.New("hypervisor does not answer")
 // ErrInvalid says that a hypervisor's address is none.
 var ErrInvalid = errors.New("no address of a hypervisor")
 
+// ErrTaken says that there is a machine of the name already.
+var ErrTaken = errors.New("a machine of that name exists")
+
+// ErrNoNetwork says that the hypervisor has no such network, or that it is not
+// active.
+var ErrNoNetwork = errors.New("the network cannot be used")
+
 // callTimeout bounds what is asked of libvirt: starting a machine may take long on
 // a busy host.
 const callTimeout = 2 * time.Minute
@@ -142,6 +149,11 @@ func owner(caps string) (uid, gid int, ok bool) {
 // Start starts a machine that is gone from libvirt once it ends, accelerated by KVM
 // where that is there. notes are sentences on what could not be carried over.
 func (h *Hypervisor) Start(ctx context.Context, m *Machine) (kvm bool, notes []string, err error) {
+	if m.Network != Isolated {
+		if err := h.wantNetwork(ctx, m.Network); err != nil {
+			return false, nil, fmt.Errorf("start machine %s: %w", m.Name, err)
+		}
+	}
 	kvm = h.accelerates(ctx)
 	description, notes, err := m.XML(kvm)
 	if err != nil {
@@ -156,9 +168,44 @@ func (h *Hypervisor) Start(ctx context.Context, m *Machine) (kvm bool, notes []s
 		return err
 	})
 	if err != nil {
-		return kvm, nil, fmt.Errorf("start machine %s: %w", m.Name, err)
+		return kvm, nil, fmt.Errorf("start machine %s: %w", m.Name, refusal(err))
 	}
 	return kvm, notes, nil
+}
+
+// wantNetwork returns an error unless there is a network of a name, and it is
+// active.
+func (h *Hypervisor) wantNetwork(ctx context.Context, name string) error {
+	var active int32
+	err := h.bound(ctx, func() error {
+		n, err := h.conn.NetworkLookupByName(name)
+		if err == nil {
+			active, err = h.conn.NetworkIsActive(n)
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, ErrUnreachable):
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrNoNetwork, err)
+	case active == 0:
+		return fmt.Errorf("%w: %s is not active", ErrNoNetwork, name)
+	}
+	return nil
+}
+
+// refusal tells apart why libvirt did not start a machine, as far as a user can act
+// on it.
+func refusal(err error) error {
+	var e libvirt.Error
+	switch {
+	case !errors.As(err, &e):
+	case e.Code == uint32(libvirt.ErrOperationFailed) && strings.Contains(e.Message, "already exists"),
+		e.Code == uint32(libvirt.ErrOperationInvalid) && strings.Contains(e.Message, "already active"):
+		return fmt.Errorf("%w: %w", ErrTaken, err)
+	}
+	return err
 }
 
 // accelerates reports whether machines of type kvm can run.
