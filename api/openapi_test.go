@@ -19,8 +19,10 @@ import (
 	"github.com/sendense/sendense/capture"
 	"github.com/sendense/sendense/internal/guestfs"
 	"github.com/sendense/sendense/internal/instant"
+	"github.com/sendense/sendense/internal/machine"
 	"github.com/sendense/sendense/internal/repository"
 	"github.com/sendense/sendense/internal/restore"
+	"github.com/sendense/sendense/internal/restore/fit"
 )
 
 // document is docs/openapi.json as far as the tests look at it.
@@ -84,6 +86,9 @@ var types = map[string]any{
 	"Contents": appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
 	"FileChange": appliance.FileChange{}, "FileVersion": appliance.FileVersion{}, "FileLine": api.FileLine{},
 	"RestoreRequest": appliance.RestoreRequest{}, "RestorePlan": restore.Plan{}, "PlannedDisk": restore.PlannedDisk{},
+	"RestoreMachine": appliance.RestoreMachine{}, "PlannedMachine": restore.PlannedMachine{}, "Hardware": machine.Hardware{},
+	"HardwareDisk": machine.HardwareDisk{}, "HardwareNIC": machine.HardwareNIC{}, "Finding": fit.Finding{},
+	"RestoreResult": restore.Result{}, "RestoredDisk": restore.RestoredDisk{}, "MadeMachine": restore.MadeMachine{},
 	"MountRequest": api.MountRequest{}, "Mount": appliance.MountSpec{},
 }
 
@@ -157,7 +162,7 @@ func TestDocumentRefersToWhatItHas(t *testing.T) {
 			t.Errorf("there is no %s/%s", m[1], m[2])
 		}
 	}
-	results := []string{"BackupResult", "Report"} // of jobs, told in words
+	results := []string{"BackupResult", "Report", "RestoreResult"} // of jobs, told in words
 	for name := range d.Components.Schemas {
 		if !used[name] && !slices.Contains(results, name) {
 			t.Errorf("schema %s is used nowhere", name)

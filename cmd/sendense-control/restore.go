@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,56 +12,87 @@ import (
 	"github.com/sendense/sendense/internal/cli"
 	"github.com/sendense/sendense/internal/host"
 	"github.com/sendense/sendense/internal/restore"
+	"github.com/sendense/sendense/internal/restore/fit"
 )
+
+// ofMachines are the flags that concern the machine that libvirt gets.
+var ofMachines = []string{"name", "storage", "network", "keep-identity", "start"}
 
 func (s service) restore() *cobra.Command {
 	var r appliance.RestoreRequest
+	var m appliance.RestoreMachine
 	var disk int
 	var dryRun bool
-	c := &cobra.Command{Use: "restore VM POINT --to PLACE", Short: "Write the disks of a point to files or block devices", Args: cli.Args(2, 2),
+	c := &cobra.Command{Use: "restore VM POINT --to PLACE", Short: "Write the disks of a point to files or block devices, or make a machine of them", Args: cli.Args(2, 2),
 		Long: "Restore writes the disks of a point:\n" +
 			"  --to file:DIR              to a new image file for each disk, in DIR\n" +
 			"  --to blockdev:PATH[,PATH]  over block devices, or raw images, one for each disk\n" +
-			"With --delta a device is read first, and only what differs is written.",
+			"  --to libvirt[:URI]         to image files of a new machine of libvirt on this host\n" +
+			"With --delta a device is read first, and only what differs is written.\n\n" +
+			"The new machine is described as the one that was captured, fitted to what the host has; what cannot be\n" +
+			"carried over is told. Machines that are there are never touched. What its guest needs to run on its new\n" +
+			"hardware is looked up on its disks: drivers, and names and addresses of hardware. See it before anything\n" +
+			"is done with --dry-run. A restore that fails or is cancelled leaves nothing.",
 		RunE: func(c *cobra.Command, args []string) error {
 			r.VM, r.Point = args[0], args[1]
 			if c.Flags().Changed("disk") {
 				r.Disk = &disk
 			}
+			for _, name := range ofMachines {
+				if c.Flags().Changed(name) {
+					r.Machine = &m
+				}
+			}
 			if err := absolutePlace(&r.To); err != nil {
+				return err
+			}
+			if err := absoluteStorage(&m.Storage); err != nil {
 				return err
 			}
 			return s.with(c, false, func(conn *host.Connection) error { return s.runRestore(c, conn, r, dryRun) })
 		}}
 	f := c.Flags()
-	f.StringVar(&r.To, "to", "", "`place`: file:DIR or blockdev:PATH[,PATH]")
+	f.StringVar(&r.To, "to", "", "`place`: file:DIR, blockdev:PATH[,PATH] or libvirt[:URI]")
 	f.IntVar(&disk, "disk", 0, "restore only the disk with this `number`; default all")
 	f.StringVar(&r.Format, "format", "", "`format` of files: qcow2 (default) or raw")
 	f.BoolVar(&r.Delta, "delta", false, "write only what differs from what the device holds")
 	f.BoolVar(&r.Verified, "verified", false, "compare every cluster with its digest as it is read")
 	f.BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
+	f.StringVar(&m.Name, "name", "", "`name` of the machine; default that of the VM")
+	f.StringVar(&m.Storage, "storage", "", "`place` of its disks: a folder, or pool:NAME (default the pool \"default\", or /var/lib/libvirt/images)")
+	f.StringVar(&m.Network, "network", "", "libvirt `network` for its interfaces, or isolated (default as captured, if it is there)")
+	f.BoolVar(&m.KeepIdentity, "keep-identity", false, "give it the UUID and the addresses of the VM, which must be gone from there")
+	f.BoolVar(&m.Start, "start", false, "start it")
 	return c
 }
 
 // absolutePlace makes the paths of a place absolute.
 func absolutePlace(to *string) error {
 	kind, where, ok := strings.Cut(*to, ":")
+	if kind == "libvirt" {
+		return nil
+	}
 	if !ok || where == "" {
-		return cli.Usagef("Give --to file:DIR or --to blockdev:PATH.", "--to is %q.", *to)
+		return cli.Usagef("Give --to file:DIR, --to blockdev:PATH or --to libvirt.", "--to is %q.", *to)
 	}
 	paths := []string{where}
 	if kind == "blockdev" {
 		paths = strings.Split(where, ",")
 	}
-	for i, p := range paths {
-		abs, err := filepath.Abs(p)
-		if err != nil {
+	for i := range paths {
+		if err := absolute(&paths[i]); err != nil {
 			return err
 		}
-		paths[i] = abs
 	}
 	*to = kind + ":" + strings.Join(paths, ",")
 	return nil
+}
+
+func absoluteStorage(storage *string) error {
+	if *storage == "" || strings.HasPrefix(*storage, "pool:") {
+		return nil
+	}
+	return absolute(storage)
 }
 
 func (s service) runRestore(c *cobra.Command, conn *host.Connection, r appliance.RestoreRequest, dryRun bool) error {
@@ -71,18 +101,7 @@ func (s service) runRestore(c *cobra.Command, conn *host.Connection, r appliance
 		if err != nil {
 			return err
 		}
-		return s.Print(c, p, func(w io.Writer) {
-			t := cli.NewTable(w, "disk", "key", "size", "to", "")
-			for _, d := range p.Disks {
-				what := "new"
-				if d.Overwrites {
-					what = "OVERWRITTEN"
-				}
-				t.Row(d.Index, d.Key, cli.Size(d.Size), d.To, what)
-			}
-			t.Flush()
-			printNotes(w, p.Notes)
-		})
+		return s.Print(c, p, func(w io.Writer) { printRestorePlan(w, p) })
 	}
 	job, err := conn.Restore(c.Context(), r)
 	if err != nil {
@@ -95,18 +114,61 @@ func (s service) runRestore(c *cobra.Command, conn *host.Connection, r appliance
 	if err := json.Unmarshal(job.Result, &result); err != nil {
 		return fmt.Errorf("read the result of %s: %w", job.ID, err)
 	}
-	return s.Print(c, result, func(w io.Writer) {
-		t := cli.NewTable(w, "disk", "key", "to", "written", "zeroed", "left")
-		for _, d := range result.Disks {
-			t.Row(d.Index, d.Key, d.To, cli.Size(d.WrittenBytes), cli.Size(d.ZeroedBytes), cli.Size(d.SameBytes))
+	return s.Print(c, result, func(w io.Writer) { printRestored(w, result) })
+}
+
+func printRestorePlan(w io.Writer, p restore.Plan) {
+	t := cli.NewTable(w, "disk", "key", "size", "to", "")
+	for _, d := range p.Disks {
+		what := "new"
+		if d.Overwrites {
+			what = "OVERWRITTEN"
 		}
-		t.Flush()
-		printNotes(w, result.Notes)
-	})
+		t.Row(d.Index, d.Key, cli.Size(d.Size), d.To, what)
+	}
+	t.Flush()
+	if m := p.Machine; m != nil {
+		identity, then := "with a UUID and addresses of its own", "is not started"
+		if m.UUID != "" {
+			identity = "with the UUID " + m.UUID + " and the addresses of the VM"
+		}
+		if m.Starts {
+			then = "is started"
+		}
+		fmt.Fprintf(w, "machine %s (%s, %s), %s, %s\n", m.Name, m.Hardware.Machine, m.Hardware.Firmware, identity, then)
+	}
+	printNotes(w, p.Notes)
+	printFindings(w, p.Findings)
+}
+
+func printRestored(w io.Writer, r restore.Result) {
+	t := cli.NewTable(w, "disk", "key", "to", "written", "zeroed", "left")
+	for _, d := range r.Disks {
+		t.Row(d.Index, d.Key, d.To, cli.Size(d.WrittenBytes), cli.Size(d.ZeroedBytes), cli.Size(d.SameBytes))
+	}
+	t.Flush()
+	if m := r.Machine; m != nil {
+		fmt.Fprintf(w, "machine %s, %s, is %s\n", m.Name, m.UUID, m.State)
+		for _, console := range m.Consoles {
+			fmt.Fprintln(w, "console:", console)
+		}
+	}
+	printNotes(w, r.Notes)
+	printFindings(w, r.Findings)
 }
 
 func printNotes(w io.Writer, notes []string) {
 	for _, n := range notes {
 		fmt.Fprintln(w, cli.Sentence(n))
+	}
+}
+
+// printFindings prints what is known of the guest on its new hardware.
+func printFindings(w io.Writer, findings []fit.Finding) {
+	for _, f := range findings {
+		fmt.Fprintf(w, "%-13s  %s\n", f.Severity, f.Text)
+		if f.Hint != "" {
+			fmt.Fprintf(w, "%-13s  hint: %s\n", "", f.Hint)
+		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/internal/guestfs/child"
+	"github.com/sendense/sendense/internal/guestfs/drivers"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/proto"
 	"github.com/sendense/sendense/internal/guestfs/sandbox"
@@ -26,6 +27,8 @@ type (
 	OS = tree.OS
 	// Volume is a place in which there may be a file system.
 	Volume = tree.Volume
+	// Drivers say what hardware a guest can run on.
+	Drivers = drivers.Guest
 	// Match chooses entries of a walk.
 	Match = tree.Match
 	// PathError says how far a path could be followed.
@@ -164,6 +167,13 @@ func (g *Guest) Volumes(ctx context.Context) ([]Volume, error) {
 		return nil, errProtocol
 	}
 	return reply.Machines[0].Volumes, nil
+}
+
+// Drivers tells what hardware the guest can run on, as far as its disks tell.
+func (g *Guest) Drivers(ctx context.Context) (Drivers, error) {
+	reply, err := g.call(ctx, proto.Request{Op: proto.Drivers})
+	reply.Drivers.Clean()
+	return reply.Drivers, err
 }
 
 // Resolve follows a path: from the root of the machine's own tree if it begins

@@ -8,9 +8,11 @@ import (
 // Hardware is what a guest meets: what it needs drivers for, and what it may know
 // by name.
 type Hardware struct {
-	Machine    string         `json:"machine"`  // type, as pc-q35-7.2
-	Firmware   string         `json:"firmware"` // bios or uefi
-	SecureBoot bool           `json:"secure_boot"`
+	Machine    string `json:"machine"`  // type, as pc-q35-7.2
+	Firmware   string `json:"firmware"` // bios or uefi
+	SecureBoot bool   `json:"secure_boot"`
+	// Kernel is one of the host that is started in place of what is on the disks.
+	Kernel     string         `json:"kernel,omitempty"`
 	Disks      []HardwareDisk `json:"disks"`
 	Interfaces []HardwareNIC  `json:"interfaces"`
 }
@@ -54,6 +56,7 @@ func hardware(d *node, keys map[string]string) Hardware {
 	if os.attr("firmware") == "efi" || os.child("loader").attr("type") == "pflash" {
 		h.Firmware = UEFI
 	}
+	h.Kernel = strings.TrimSpace(os.child("kernel").content())
 	h.SecureBoot = os.child("loader").attr("secure") == "yes"
 	if f := os.child("firmware"); f != nil {
 		for _, n := range f.children {

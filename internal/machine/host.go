@@ -2,6 +2,7 @@ package machine
 
 import (
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -81,6 +82,64 @@ type Wants struct {
 	Arch    string
 	Machine string // type
 	CPU     string // element of a custom one, for libvirt to compare; empty: none
+	// Name and UUID are what it is to have; an empty UUID is nobody's.
+	Name, UUID string
+	Pool       string // storage pool to find; empty: none
+}
+
+// Site is a host, with what is to be known of it for one machine.
+type Site struct {
+	Host
+	Taken Taken
+	Pool  Pool // the zero Pool if it has none of the name
+	// UID and GID are those of the user that QEMU runs as.
+	UID, GID   int
+	OwnerKnown bool
+}
+
+// Taken says what of a machine others have.
+type Taken struct {
+	Name bool
+	UUID string // name of the machine that has it; empty: none
+}
+
+// Pool is a storage pool.
+type Pool struct {
+	Name, Type, Path string
+	Active           bool
+}
+
+// Definition is a machine to be defined.
+type Definition struct {
+	Name, UUID, XML string
+	Start           bool
+	Pool            string // that its files were put into; empty: none
+}
+
+// ErrRemains says that a machine could not be removed, or that nobody knows
+// whether it was.
+var ErrRemains = errors.New("the machine may be defined")
+
+// Variables returns the file in which a machine's firmware keeps its variables;
+// empty if it has none.
+func Variables(description string) string {
+	d, err := parseXML(description)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(d.at("os", "nvram").content())
+}
+
+// WithoutInterfaces leaves the network interfaces out of a description.
+func WithoutInterfaces(description string) (string, error) {
+	d, err := parseXML(description)
+	if err != nil {
+		return "", err
+	}
+	if devices := d.child("devices"); devices != nil {
+		devices.drop("interface")
+	}
+	return d.String(), nil
 }
 
 // Wants says what has to be known of a host for it.

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/sendense/sendense/block"
-	"github.com/sendense/sendense/image"
 )
 
 // Formats of image files.
@@ -21,18 +19,14 @@ const (
 )
 
 // Files is a folder that gets an image file for each disk. Files that are there
-// already are not overwritten. With an error nothing is left.
+// already are not overwritten. With an error nothing is left; if the process is
+// killed, files whose names end in .partial are, which the next restore to the same
+// names removes.
 type Files struct {
 	Dir    string
 	Format string // QCOW2 or Raw; default QCOW2
 
-	made []madeFile
-}
-
-type madeFile struct {
-	index         int
-	partial, path string
-	dev           io.Closer
+	made []*madeFile
 }
 
 var _ Target = (*Files)(nil)
@@ -59,90 +53,107 @@ func (f *Files) Plan(_ context.Context, m Machine) (Plan, error) {
 	var p Plan
 	f.made = nil
 	for _, d := range m.Disks {
-		path := f.path(m.Name, d)
-		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-			return Plan{}, fmt.Errorf("%w: %s is there already; move it away or choose another folder", ErrRefused, path)
+		x := newMadeFile(d.Index, f.path(m.Name, d))
+		note, err := x.look()
+		if err != nil {
+			return Plan{}, err
 		}
-		p.Disks = append(p.Disks, PlannedDisk{Index: d.Index, Key: d.Key, Size: d.Device.Size(), To: path})
-		f.made = append(f.made, madeFile{index: d.Index, partial: path + ".partial", path: path})
+		if note != "" {
+			p.Notes = append(p.Notes, note)
+		}
+		p.Disks = append(p.Disks, PlannedDisk{Index: d.Index, Key: d.Key, Size: d.Device.Size(), To: x.path})
+		f.made = append(f.made, x)
 	}
 	return p, nil
 }
 
 // Open implements Target.
 func (f *Files) Open(_ context.Context, d Disk) (block.Device, bool, error) {
-	i := slices.IndexFunc(f.made, func(m madeFile) bool { return m.index == d.Index })
+	i := slices.IndexFunc(f.made, func(m *madeFile) bool { return m.index == d.Index })
 	if i < 0 {
 		return nil, false, fmt.Errorf("disk %d was not planned", d.Index)
 	}
-	m := &f.made[i]
-	if f.Format == Raw {
-		file, err := os.OpenFile(m.partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return nil, false, err
-		}
-		if err := errors.Join(file.Truncate(d.Device.Size()), file.Close()); err != nil {
-			return nil, false, err
-		}
-		w, err := image.OpenRawWriter(m.partial)
-		if err != nil {
-			return nil, false, err
-		}
-		m.dev = w
-		return w, true, nil
-	}
-	if err := image.Create(m.partial, image.CreateOptions{Size: d.Device.Size()}); err != nil {
-		return nil, false, err
-	}
-	w, err := image.OpenWriter(m.partial, image.WriterOptions{Direct: true})
-	if err != nil {
-		return nil, false, err
-	}
-	m.dev = w
-	return w, true, nil
+	dev, err := f.made[i].create(f.Format, d.Device.Size())
+	return dev, true, err
 }
 
 // Commit implements Target.
-func (f *Files) Commit(context.Context) error {
-	for i := range f.made {
-		m := &f.made[i]
-		if m.dev == nil {
-			continue
-		}
-		err := m.dev.Close()
-		m.dev = nil
-		if err != nil {
-			return errors.Join(err, f.Abort())
-		}
+func (f *Files) Commit(ctx context.Context) (Made, error) {
+	if err := ctx.Err(); err != nil {
+		return Made{}, err
 	}
+	if err := f.finish(nil); err != nil {
+		return Made{}, err
+	}
+	if err := f.publish(); err != nil {
+		return Made{}, err
+	}
+	return Made{}, f.settle()
+}
+
+// finish makes the files durable and gives them to whom they shall belong; nil:
+// they stay with who wrote them.
+func (f *Files) finish(to *owner) error {
 	for _, m := range f.made {
-		// Not over what somebody has put there meanwhile.
-		if err := os.Link(m.partial, m.path); err != nil {
-			return errors.Join(err, f.Abort())
-		}
-		if err := os.Remove(m.partial); err != nil {
+		if err := m.finish(to); err != nil {
 			return err
 		}
 	}
-	dir, err := os.Open(f.Dir)
+	return nil
+}
+
+// publish gives the files their names. They keep those that say that they are not
+// complete until settle.
+func (f *Files) publish() error {
+	for _, m := range f.made {
+		if err := m.publish(); err != nil {
+			return err
+		}
+	}
+	return syncFolder(f.Dir)
+}
+
+// settle takes the second names away.
+func (f *Files) settle() error {
+	made := f.made
+	f.made = nil // from here on there is nothing to be given up
+	var errs []error
+	for _, m := range made {
+		errs = append(errs, m.settle())
+	}
+	return errors.Join(errors.Join(errs...), syncFolder(f.Dir))
+}
+
+// leave gives the files up without removing them.
+func (f *Files) leave() {
+	for _, m := range f.made {
+		m.close()
+	}
+	f.made = nil
+}
+
+// Abort implements Target.
+func (f *Files) Abort() error {
+	var errs []error
+	for _, m := range f.made {
+		errs = append(errs, m.remove())
+	}
+	f.made = nil
+	return errors.Join(errs...)
+}
+
+func syncFolder(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// Abort implements Target.
-func (f *Files) Abort() error {
-	var errs []error
-	for i := range f.made {
-		m := &f.made[i]
-		if m.dev != nil {
-			_ = m.dev.Close() // it is removed
-			m.dev = nil
-		}
-		if err := os.Remove(m.partial); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+// remove deletes a file that need not be there.
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return errors.Join(errs...)
+	return nil
 }

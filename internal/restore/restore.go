@@ -1,8 +1,8 @@
 // Package restore writes the disks of a machine to places where they are used
 // again. A [Target] is such a place; [Run] fills it.
 //
-// The package knows block devices and images, and nothing of points, repositories
-// and jobs.
+// The package knows block devices, images and descriptions of machines, and nothing
+// of points, repositories and jobs.
 package restore
 
 import (
@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sendense/sendense/block"
+	"github.com/sendense/sendense/internal/machine"
+	"github.com/sendense/sendense/internal/restore/fit"
 )
 
 // Disk is a disk to be restored.
@@ -27,12 +29,32 @@ type Disk struct {
 type Machine struct {
 	Name  string // fit for a file's name
 	Disks []Disk
+	// Captured is its description, which targets that only take disks ignore.
+	Captured machine.Captured
+	// UEFI says that its disks boot with no other firmware, for want of a
+	// description.
+	UEFI bool
 }
 
 // Plan says what a restore would do.
 type Plan struct {
 	Disks []PlannedDisk `json:"disks"`
 	Notes []string      `json:"notes"` // what an operator should know first, each in a sentence
+	// Machine is what machine would be made; nil: none.
+	Machine *PlannedMachine `json:"machine,omitempty"`
+	// Findings say whether the guest fits the machine.
+	Findings []fit.Finding `json:"findings,omitempty"`
+}
+
+// PlannedMachine is a machine that would be made.
+type PlannedMachine struct {
+	Name     string           `json:"name"`
+	UUID     string           `json:"uuid,omitempty"` // empty: a new one
+	Starts   bool             `json:"starts"`
+	Hardware machine.Hardware `json:"hardware"`
+	// Before is the hardware that was captured; nil if that is not known.
+	Before     *machine.Hardware `json:"before,omitempty"`
+	Definition string            `json:"definition"` // as libvirt gets it
 }
 
 // PlannedDisk is where a disk would go.
@@ -54,12 +76,38 @@ type Target interface {
 	// Open returns a device of the disk's size to write its content to. Fresh says
 	// that it reads as zeroes.
 	Open(ctx context.Context, d Disk) (dev block.Device, fresh bool, err error)
-	// Commit makes what was written durable and gives it its place.
-	Commit(ctx context.Context) error
-	// Abort gives the restore up. A target that made new files leaves none; one that
-	// overwrote something cannot bring it back.
+	// Commit makes what was written durable and gives it its place. After an error
+	// the restore is given up with Abort.
+	Commit(ctx context.Context) (Made, error)
+	// Abort gives the restore up. A target that made something new leaves none of
+	// it; one that overwrote something cannot bring it back. After a Commit without
+	// error it does nothing.
 	Abort() error
 }
+
+// Made is what a target made beside the disks.
+type Made struct {
+	Machine *MadeMachine
+	Notes   []string
+}
+
+// MadeMachine is a machine that was made.
+type MadeMachine struct {
+	Name  string `json:"name"`
+	UUID  string `json:"uuid"`
+	State string `json:"state"` // running or shut off
+	// Consoles are URIs of screens and paths of serial ports of one that runs.
+	Consoles []string `json:"consoles,omitempty"`
+}
+
+// Refusal is an [ErrRefused] with advice.
+type Refusal struct{ Msg, Hint string }
+
+// Error returns the sentence, without its full stop.
+func (r *Refusal) Error() string { return r.Msg }
+
+// Is says that it is an ErrRefused.
+func (r *Refusal) Is(target error) bool { return target == ErrRefused }
 
 // ErrRefused says that a target cannot or must not take the machine.
 var ErrRefused = errors.New("refused")
@@ -74,8 +122,10 @@ type Options struct {
 
 // Result says what a restore did.
 type Result struct {
-	Disks []RestoredDisk `json:"disks"`
-	Notes []string       `json:"notes"`
+	Disks    []RestoredDisk `json:"disks"`
+	Notes    []string       `json:"notes"`
+	Machine  *MadeMachine   `json:"machine,omitempty"`
+	Findings []fit.Finding  `json:"findings,omitempty"`
 }
 
 // RestoredDisk is a disk with what was written of it.
@@ -109,7 +159,12 @@ func Run(ctx context.Context, t Target, m Machine, o Options) (Result, error) {
 		done += d.Device.Size()
 		r.Disks = append(r.Disks, x)
 	}
-	return r, t.Commit(ctx)
+	made, err := t.Commit(ctx)
+	if err != nil {
+		return r, errors.Join(err, t.Abort())
+	}
+	r.Machine, r.Notes = made.Machine, append(r.Notes, made.Notes...)
+	return r, nil
 }
 
 const (

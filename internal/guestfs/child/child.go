@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/sendense/sendense/internal/guestfs/drivers"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/proto"
 	"github.com/sendense/sendense/internal/guestfs/tree"
@@ -98,6 +99,8 @@ func (s *server) answer(r *proto.Request) (proto.Reply, error) {
 		return s.diff(m, r)
 	case proto.List:
 		return s.list(m, r)
+	case proto.Drivers:
+		return proto.Reply{Drivers: drivers.Inspect(m)}, nil
 	case proto.Volumes:
 		return proto.Reply{Machines: []proto.Machine{describe(m)}}, nil
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"github.com/sendense/sendense/internal/guestfs/drivers"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/tree"
 )
@@ -44,6 +45,7 @@ const (
 	Volumes
 	Registry     // a value of a hive
 	RegistryKeys // the names of the keys below one
+	Drivers      // what hardware the guest can run on
 )
 
 // Request asks for something.
@@ -92,6 +94,7 @@ type Reply struct {
 	Done     bool          `cbor:"13,keyasint,omitempty"` // of List and Next: that was all
 	Kind     uint32        `cbor:"14,keyasint,omitempty"` // of a value of the registry
 	Names    []string      `cbor:"15,keyasint,omitempty"`
+	Drivers  drivers.Guest `cbor:"16,keyasint,omitempty"`
 }
 
 // Machine is what the disks of a machine hold.
