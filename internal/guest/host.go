@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -42,17 +43,22 @@ type Host struct {
 
 // StartHost starts a libvirtd whose machines run under accel ([KVM] or [TCG]).
 // It takes root. What libvirt finds out about QEMU, which takes it seconds, is
-// kept in the folder cache.
-func StartHost(ctx context.Context, cache, accel string) (*Host, error) {
+// kept in the folder cache. Beside that of QEMU it has the drivers named, such as
+// "storage"; with "network" it is in a network of its own.
+func StartHost(ctx context.Context, cache, accel string, drivers ...string) (*Host, error) {
 	// The path must be short: that of a unix socket fits in 107 bytes.
 	dir, err := os.MkdirTemp("", "host-")
 	if err != nil {
 		return nil, err
 	}
 	h := &Host{dir: dir, accel: accel, output: new(bytes.Buffer), done: make(chan struct{})}
-	h.cmd = exec.Command("sh", "-c", hostScript, "host.sh", dir, accel, filepath.Join(cache, "libvirt-"+accel))
+	args := []string{"-c", hostScript, "host.sh", dir, accel, filepath.Join(cache, "libvirt-"+accel)}
+	h.cmd = exec.Command("sh", append(args, drivers...)...)
 	h.cmd.Stdout, h.cmd.Stderr = h.output, h.output
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID}
+	if slices.Contains(drivers, "network") {
+		h.cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNET
+	}
 	if h.stdin, err = h.cmd.StdinPipe(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}

@@ -1,19 +1,20 @@
 #!/bin/sh
 # Runs libvirtd in the mount and PID namespaces that this shell is the first
 # process of. $1 is the folder that stands in for libvirt's own folders, $2 the
-# accelerator, $3 a folder for what libvirt found out about QEMU. Ends when stdin
-# does; the kernel then kills whatever is left in the PID namespace, machines
-# included.
+# accelerator, $3 a folder for what libvirt found out about QEMU; what follows are
+# further drivers of libvirt. Ends when stdin does; the kernel then kills whatever
+# is left in the PID namespace, machines included.
 set -eu
-dir=$1
+dir=$1 accel=$2 cache=$3
+shift 3
 mount --make-rprivate /
 mount -t proc proc /proc
 for name in /etc /var/lib /var/log; do
 	mkdir -p "$dir/${name##*/}" "$name/libvirt"
 	mount --bind "$dir/${name##*/}" "$name/libvirt"
 done
-mkdir -p "$3" /var/cache/libvirt
-mount --bind "$3" /var/cache/libvirt
+mkdir -p "$cache" /var/cache/libvirt
+mount --bind "$cache" /var/cache/libvirt
 # The folder itself may lie under /run, so that one is hidden last and the
 # folder's own is held open across that.
 mkdir -p "$dir/run"
@@ -24,7 +25,7 @@ mount --bind . /run/libvirt
 cd /
 # Without KVM there is no device for it either: libvirt looks on every call, and
 # does not trust what it found out about QEMU where that contradicts the device.
-if [ "$2" != kvm ] && [ -e /dev/kvm ]; then
+if [ "$accel" != kvm ] && [ -e /dev/kvm ]; then
 	mkdir "$dir/dev"
 	mount -t tmpfs -o mode=755 dev "$dir/dev"
 	cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty "$dir/dev"
@@ -63,10 +64,10 @@ echo 'libvirt-qemu:x:64055:64055::/:/bin/false' >>"$dir/etc/passwd"
 echo 'libvirt-qemu:x:64055:' >>"$dir/etc/group"
 mount --bind "$dir/etc/passwd" /etc/passwd
 mount --bind "$dir/etc/group" /etc/group
-# Only the QEMU driver: those of networks and the like would act on the machine.
+# No other drivers than are asked for: some would act on the machine.
 mkdir "$dir/drivers"
-for so in /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so; do
-	ln -s "$so" "$dir/drivers/"
+for driver in qemu "$@"; do
+	ln -s /usr/lib/*/libvirt/connection-driver/"libvirt_driver_$driver.so" "$dir/drivers/"
 done
 export LIBVIRT_DRIVER_DIR="$dir/drivers"
 

@@ -85,8 +85,12 @@ func (c *carrier) connected(n *node, mac string) bool {
 		c.note("Network interface %s is left out: it was connected to %s, and this host has no %s of that name.", mac, name, kindOfLink[kind])
 		return false
 	}
-	source.keep("network", "portgroup", "bridge", "dev", "mode")
+	source.keep(partsOfLink[kind]...)
 	return true
 }
+
+// partsOfLink are the attributes of sources that do not belong to a running
+// machine.
+var partsOfLink = map[string][]string{"network": {"network", "portgroup"}, "bridge": {"bridge"}, "direct": {"dev", "mode"}}
 
 var kindOfLink = map[string]string{"network": "network", "bridge": "bridge", "direct": "network device"}

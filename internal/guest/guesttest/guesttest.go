@@ -28,15 +28,15 @@ func Image(t testing.TB) guest.Image {
 	return img
 }
 
-// Host starts a libvirtd that ends with the test.
-func Host(t testing.TB) *guest.Host {
+// Host starts a libvirtd that ends with the test, with further drivers if need be.
+func Host(t testing.TB, drivers ...string) *guest.Host {
 	t.Helper()
 	img := Image(t)
 	accel, err := guest.Accel(t.Context(), cacheDir(t), img)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := guest.StartHost(t.Context(), cacheDir(t), accel)
+	h, err := guest.StartHost(t.Context(), cacheDir(t), accel, drivers...)
 	if err != nil {
 		t.Fatal(err)
 	}
