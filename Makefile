@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 
 # What the product, its tests and the demo need of Debian 12.
 DEBIAN := gcc libc6-dev make pkg-config libnbd-dev libnbd-bin python3-libnbd \
-	qemu-utils qemu-system-x86 qemu-block-extra seabios ipxe-qemu \
+	qemu-utils qemu-system-x86 qemu-block-extra seabios ipxe-qemu ovmf \
 	nbdkit nbd-client fio libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients \
 	mmdebstrap e2fsprogs util-linux lvm2 zstd cpio b3sum \
 	fdisk gdisk mdadm cryptsetup-bin thin-provisioning-tools xfsprogs btrfs-progs dosfstools exfatprogs ntfs-3g wimtools \

@@ -103,6 +103,9 @@ func (h *Host) URI() string { return "qemu+unix:///system?socket=" + h.Socket() 
 // Dir returns a folder that lives as long as the host, for disks and sockets.
 func (h *Host) Dir() string { return h.dir }
 
+// PID returns the process whose namespaces the host is in, as seen from outside.
+func (h *Host) PID() int { return h.cmd.Process.Pid }
+
 // Accel returns how the host's machines run: [KVM] or [TCG].
 func (h *Host) Accel() string { return h.accel }
 

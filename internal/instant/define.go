@@ -207,9 +207,6 @@ func (d Definer) Define(ctx context.Context, m machine.Definition) (consoles []s
 		}
 		return nil, errors.Join(err, d.undo(ctx, &x))
 	}
-	if m.Pool != "" {
-		_ = d.with(ctx, func(h *Hypervisor) error { return h.refresh(m.Pool) }) // the files are there all the same
-	}
 	if m.Start {
 		_ = d.with(ctx, func(h *Hypervisor) error { // it runs, and may have ended by now
 			consoles, err = h.Consoles(ctx, m.UUID)
@@ -284,11 +281,13 @@ func (d Definer) undo(ctx context.Context, x *defining) error {
 	return fmt.Errorf("%w: remove machine %s: %w", machine.ErrRemains, x.Name, err)
 }
 
-// refresh has a pool take notice of new files.
-func (h *Hypervisor) refresh(pool string) error {
-	p, err := h.conn.StoragePoolLookupByName(pool)
-	if err != nil {
-		return err
-	}
-	return h.conn.StoragePoolRefresh(p, 0)
+// Refresh has a storage pool take notice of new files.
+func (d Definer) Refresh(ctx context.Context, pool string) error {
+	return d.with(ctx, func(h *Hypervisor) error {
+		p, err := h.conn.StoragePoolLookupByName(pool)
+		if err != nil {
+			return err
+		}
+		return h.conn.StoragePoolRefresh(p, 0)
+	})
 }

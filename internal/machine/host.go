@@ -113,7 +113,6 @@ type Pool struct {
 type Definition struct {
 	Name, UUID, XML string
 	Start           bool
-	Pool            string // that its files were put into; empty: none
 }
 
 // ErrRemains says that a machine could not be removed, or that nobody knows

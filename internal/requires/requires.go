@@ -19,6 +19,14 @@ func Tool(t testing.TB, names ...string) {
 	}
 }
 
+// File skips the test unless a file is there that a package installs.
+func File(t testing.TB, path string) {
+	t.Helper()
+	if _, err := os.Stat(path); err != nil {
+		Missing(t, path+" (install it with: make deps)")
+	}
+}
+
 // Root skips the test unless it runs as root.
 func Root(t testing.TB) {
 	t.Helper()

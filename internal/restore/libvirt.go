@@ -24,6 +24,8 @@ type Hypervisor interface {
 	// Define makes a machine, and starts it if so wanted. With an error there is
 	// none, unless it is machine.ErrRemains.
 	Define(ctx context.Context, d machine.Definition) (consoles []string, err error)
+	// Refresh has a storage pool take notice of new files.
+	Refresh(ctx context.Context, pool string) error
 }
 
 // MachineOptions say what a restored machine is like.
@@ -51,6 +53,7 @@ type Libvirt struct {
 
 	files      Files
 	owner      *owner
+	pool       string // that the files are in; empty: none
 	definition machine.Definition
 }
 
@@ -71,7 +74,7 @@ func (t *Libvirt) Plan(ctx context.Context, m Machine) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	wants.Name, wants.UUID, wants.Pool = t.Name, m.Captured.UUID(), t.pool()
+	wants.Name, wants.UUID, wants.Pool = t.Name, m.Captured.UUID(), t.askedPool()
 	site, err := t.Hypervisor.Survey(ctx, wants)
 	if err != nil {
 		return Plan{}, refusal(err)
@@ -102,7 +105,7 @@ func checkName(name string) error {
 func (t *Libvirt) identity(w machine.Wants, s machine.Site) (string, error) {
 	switch {
 	case s.Taken.Name:
-		return "", &Refusal{fmt.Sprintf("%s has a machine %s, which is not touched", s.Name, t.Name), "Choose another name with: --name NAME"}
+		return "", &Refusal{fmt.Sprintf("There is a machine %s on %s already, which is not touched", t.Name, s.Name), "Choose another name with: --name NAME"}
 	case !t.KeepIdentity:
 		return uuid.NewString(), nil
 	case w.UUID == "":
@@ -117,8 +120,8 @@ func (t *Libvirt) identity(w machine.Wants, s machine.Site) (string, error) {
 	return w.UUID, nil
 }
 
-// pool returns the storage pool to ask for.
-func (t *Libvirt) pool() string {
+// askedPool returns the storage pool to ask for.
+func (t *Libvirt) askedPool() string {
 	if t.Storage == "" {
 		return defaultPool
 	}
@@ -132,7 +135,7 @@ func (t *Libvirt) pool() string {
 // folder returns where the files go.
 func (t *Libvirt) folder(s machine.Site) (string, error) {
 	other := "Give a folder or another pool with: --storage DIR, or: --storage pool:NAME"
-	switch name := t.pool(); {
+	switch name := t.askedPool(); {
 	case name == "" && strings.HasPrefix(t.Storage, "pool:"):
 		return "", &Refusal{"The storage pool has no name", other}
 	case name == "":
@@ -140,7 +143,7 @@ func (t *Libvirt) folder(s machine.Site) (string, error) {
 	case s.Pool.Name == "" && t.Storage == "":
 		return defaultFolder, nil
 	case s.Pool.Name == "":
-		return "", &Refusal{fmt.Sprintf("%s has no storage pool %s", s.Name, name), "List them with: virsh pool-list --all"}
+		return "", &Refusal{fmt.Sprintf("There is no storage pool %s on %s", name, s.Name), "List them with: virsh pool-list --all"}
 	case s.Pool.Type != "dir" && s.Pool.Type != "fs" && s.Pool.Type != "netfs" || !filepath.IsAbs(s.Pool.Path):
 		return "", &Refusal{fmt.Sprintf("The storage pool %s is of type %s, which takes no image files", name, s.Pool.Type), other}
 	case !s.Pool.Active:
@@ -204,7 +207,7 @@ func unreachable(path string, s machine.Site) string {
 // describe works out what machine it is, and whether libvirt would run it.
 func (t *Libvirt) describe(ctx context.Context, m Machine, s machine.Site, id string, p *Plan) error {
 	if _, known := s.Networks[t.Network]; !known && t.Network != "" && t.Network != machine.Isolated {
-		return &Refusal{fmt.Sprintf("%s has no network %s", s.Name, t.Network), "List them with: virsh net-list --all"}
+		return &Refusal{fmt.Sprintf("There is no network %s on %s", t.Network, s.Name), "List them with: virsh net-list --all"}
 	}
 	spec := machine.Spec{Captured: m.Captured, Name: t.Name, UUID: id, Network: t.Network, KeepAddresses: t.KeepIdentity, UEFI: m.UEFI}
 	for _, d := range p.Disks {
@@ -220,7 +223,8 @@ func (t *Libvirt) describe(ctx context.Context, m Machine, s machine.Site, id st
 	if err := t.Hypervisor.Try(ctx, d.XML); err != nil {
 		return refusal(fmt.Errorf("%w: libvirt says: %w", machine.ErrUnfit, err))
 	}
-	t.definition = machine.Definition{Name: t.Name, UUID: id, XML: d.XML, Start: t.Start, Pool: s.Pool.Name}
+	t.definition = machine.Definition{Name: t.Name, UUID: id, XML: d.XML, Start: t.Start}
+	t.pool = s.Pool.Name
 	p.Machine = &PlannedMachine{Name: t.Name, Starts: t.Start, Hardware: d.Hardware, Before: d.Before, Definition: d.XML}
 	if t.KeepIdentity {
 		p.Machine.UUID = id
@@ -269,6 +273,11 @@ func (t *Libvirt) Commit(ctx context.Context) (Made, error) {
 	}
 	if err := t.files.settle(); err != nil {
 		made.Notes = append(made.Notes, fmt.Sprintf("A second name of its files could not be removed: %v.", err))
+	}
+	if t.pool != "" {
+		if err := t.Hypervisor.Refresh(context.WithoutCancel(ctx), t.pool); err != nil {
+			made.Notes = append(made.Notes, fmt.Sprintf("The storage pool does not show its files yet (%v): virsh pool-refresh %s.", err, t.pool))
+		}
 	}
 	return made, nil
 }

@@ -16,6 +16,8 @@ import (
 // Subject is a target to be tested, fresh for each test.
 type Subject struct {
 	Target restore.Target
+	// Prepare changes what is restored, if the target needs more than disks.
+	Prepare func(m *restore.Machine)
 	// Read returns what a disk of the target holds after a commit, at least as many
 	// bytes as the disk has.
 	Read func(t *testing.T, d restore.PlannedDisk) []byte
@@ -24,13 +26,33 @@ type Subject struct {
 	Left func(t *testing.T) []string
 }
 
+// machine makes what is restored.
+func (s Subject) machine(sizes []int64) (restore.Machine, [][]byte) {
+	m, contents := machine(sizes)
+	if s.Prepare != nil {
+		s.Prepare(&m)
+	}
+	return m, contents
+}
+
+// nothingLeft checks that a restore left nothing.
+func (s Subject) nothingLeft(t *testing.T, after string) {
+	t.Helper()
+	if s.Left == nil {
+		return
+	}
+	if left := s.Left(t); len(left) > 0 {
+		t.Errorf("left after %s: %q", after, left)
+	}
+}
+
 // Run runs the suite. newSubject makes a target for disks of these sizes.
 func Run(t *testing.T, newSubject func(t *testing.T, sizes []int64) Subject) {
 	sizes := []int64{5<<20 + 512, 64 << 10, 512}
 	t.Run("holds what the disks held", func(t *testing.T) {
 		for _, delta := range []bool{false, true} {
-			m, contents := machine(sizes)
 			s := newSubject(t, sizes)
+			m, contents := s.machine(sizes)
 			last := int64(0)
 			r, err := restore.Run(t.Context(), s.Target, m, restore.Options{Delta: delta, Progress: func(_ string, done, total int64) {
 				if done < last || done > total {
@@ -52,41 +74,61 @@ func Run(t *testing.T, newSubject func(t *testing.T, sizes []int64) Subject) {
 		}
 	})
 	t.Run("a plan changes nothing", func(t *testing.T) {
-		m, _ := machine(sizes)
 		s := newSubject(t, sizes)
+		m, _ := s.machine(sizes)
 		for range 2 {
 			p, err := s.Target.Plan(t.Context(), m)
 			if err != nil || len(p.Disks) != len(sizes) {
 				t.Fatalf("plan: got %+v, %v", p, err)
 			}
 		}
+		s.nothingLeft(t, "a plan")
 	})
-	t.Run("a source that fails is told, and what can be is cleared away", func(t *testing.T) {
-		m, _ := machine(sizes)
-		m.Disks[1].Device = failing{m.Disks[1].Device}
+	t.Run("what was given up after the last disk is cleared away", func(t *testing.T) {
 		s := newSubject(t, sizes)
-		if _, err := restore.Run(t.Context(), s.Target, m, restore.Options{}); !errors.Is(err, errFails) {
-			t.Errorf("got %v, want the error of the source", err)
+		m, _ := s.machine(sizes)
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := restore.Run(ctx, s.Target, m, restore.Options{Progress: func(_ string, done, total int64) {
+			if done == total {
+				cancel()
+			}
+		}})
+		if err == nil {
+			t.Fatal("got no error")
 		}
-		if s.Left != nil {
-			if left := s.Left(t); len(left) > 0 {
-				t.Errorf("left behind: %q", left)
+		s.nothingLeft(t, "a restore that was cancelled at its end")
+	})
+	t.Run("what is done cannot be given up", func(t *testing.T) {
+		s := newSubject(t, sizes)
+		m, contents := s.machine(sizes)
+		r, err := restore.Run(t.Context(), s.Target, m, restore.Options{})
+		if err := errors.Join(err, s.Target.Abort()); err != nil {
+			t.Fatal(err)
+		}
+		for i, d := range r.Disks {
+			if got := s.Read(t, d.PlannedDisk); !bytes.Equal(got[:min(len(got), len(contents[i]))], contents[i]) {
+				t.Errorf("disk %d: got other bytes than it held", i)
 			}
 		}
 	})
-	t.Run("a restore can be cancelled", func(t *testing.T) {
-		m, _ := machine(sizes)
+	t.Run("a source that fails is told, and what can be is cleared away", func(t *testing.T) {
 		s := newSubject(t, sizes)
+		m, _ := s.machine(sizes)
+		m.Disks[1].Device = failing{m.Disks[1].Device}
+		if _, err := restore.Run(t.Context(), s.Target, m, restore.Options{}); !errors.Is(err, errFails) {
+			t.Errorf("got %v, want the error of the source", err)
+		}
+		s.nothingLeft(t, "a failure")
+	})
+	t.Run("a restore can be cancelled", func(t *testing.T) {
+		s := newSubject(t, sizes)
+		m, _ := s.machine(sizes)
 		ctx, cancel := context.WithCancel(t.Context())
 		m.Disks[0].Device = stopping{m.Disks[0].Device, cancel}
 		if _, err := restore.Run(ctx, s.Target, m, restore.Options{}); err == nil {
 			t.Error("got no error")
 		}
-		if s.Left != nil {
-			if left := s.Left(t); len(left) > 0 {
-				t.Errorf("left behind: %q", left)
-			}
-		}
+		s.nothingLeft(t, "a restore that was cancelled")
 	})
 }
 
