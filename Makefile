@@ -12,7 +12,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 DEBIAN := gcc libc6-dev make pkg-config libnbd-dev libnbd-bin python3-libnbd \
 	qemu-utils qemu-system-x86 qemu-block-extra seabios ipxe-qemu ovmf \
 	nbdkit nbd-client fio libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients \
-	mmdebstrap e2fsprogs util-linux lvm2 zstd cpio b3sum \
+	mmdebstrap e2fsprogs util-linux lvm2 zstd xz-utils bzip2 lz4 lzop cpio b3sum \
 	fdisk gdisk mdadm cryptsetup-bin thin-provisioning-tools xfsprogs btrfs-progs dosfstools exfatprogs ntfs-3g wimtools \
 	fuse3 xorriso genisoimage isolinux udftools mtools python3-hivex
 

@@ -38,38 +38,46 @@ type Image struct {
 // from where the machine's apt is told to get them. Builds of several processes
 // at once wait for one.
 func Build(ctx context.Context, cache string) (Image, error) {
-	sum, err := recipeSum()
+	dir, err := Made(ctx, cache, "debian", recipe, "recipe/build.sh")
 	if err != nil {
-		return Image{}, err
+		return Image{}, fmt.Errorf("build guest: %w", err)
 	}
-	dir := filepath.Join(cache, "debian-"+sum)
-	img := Image{
+	return Image{
 		Disk:   filepath.Join(dir, "disk.qcow2"),
 		Kernel: filepath.Join(dir, "vmlinuz"),
 		Initrd: filepath.Join(dir, "initrd"),
+	}, nil
+}
+
+// Made returns the folder of what a recipe makes, below the folder cache, and has
+// it made first if there is none of this recipe. A recipe is a shell script among
+// its files, which is told two folders: where to put what it makes, and where its
+// files are. Builds of several processes at once wait for one.
+func Made(ctx context.Context, cache, name string, recipe fs.FS, script string) (string, error) {
+	sum, err := recipeSum(recipe)
+	if err != nil {
+		return "", err
 	}
+	dir := filepath.Join(cache, name+"-"+sum)
 	if _, err := os.Stat(dir); err == nil {
-		return img, nil
+		return dir, nil
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return Image{}, err
+		return "", err
 	}
 	unlock, err := lockFolder(cache)
 	if err != nil {
-		return Image{}, err
+		return "", err
 	}
 	defer unlock()
 	if _, err := os.Stat(dir); err == nil {
-		return img, nil
+		return dir, nil
 	}
-	if err := build(ctx, cache, dir); err != nil {
-		return Image{}, fmt.Errorf("build guest: %w", err)
-	}
-	return img, nil
+	return dir, build(ctx, cache, dir, recipe, script)
 }
 
 // build runs the recipe in a folder beside dir and renames that to dir.
-func build(ctx context.Context, cache, dir string) error {
+func build(ctx context.Context, cache, dir string, recipe fs.FS, script string) error {
 	tmp, err := os.MkdirTemp(cache, "build-")
 	if err != nil {
 		return err
@@ -83,9 +91,9 @@ func build(ctx context.Context, cache, dir string) error {
 	if err := os.Mkdir(out, 0o755); err != nil {
 		return err
 	}
-	recipeDir := filepath.Join(files, "recipe")
+	program := filepath.Join(files, script)
 	var log bytes.Buffer
-	cmd := exec.CommandContext(ctx, "sh", filepath.Join(recipeDir, "build.sh"), out, recipeDir)
+	cmd := exec.CommandContext(ctx, "sh", program, out, filepath.Dir(program))
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%w\n%s", err, log.Bytes())
@@ -93,14 +101,14 @@ func build(ctx context.Context, cache, dir string) error {
 	return os.Rename(out, dir)
 }
 
-// recipeSum returns a short name for the content of the recipe.
-func recipeSum() (string, error) {
+// recipeSum returns a short name for the content of a recipe.
+func recipeSum(recipe fs.FS) (string, error) {
 	h := sha256.New()
 	err := fs.WalkDir(recipe, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		b, err := recipe.ReadFile(path)
+		b, err := fs.ReadFile(recipe, path)
 		fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
 		return err
 	})

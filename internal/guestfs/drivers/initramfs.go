@@ -43,27 +43,60 @@ type archive struct {
 // formats of compression, by how they begin.
 var formats = []struct {
 	magic, name string
-	open        func(io.Reader) (io.Reader, error)
+	open        func(*bufio.Reader) (io.Reader, error)
 }{
-	{"\x1f\x8b", "gzip", func(r io.Reader) (io.Reader, error) {
+	{"\x1f\x8b", "gzip", func(r *bufio.Reader) (io.Reader, error) {
 		z, err := gzip.NewReader(r)
 		if err == nil {
 			z.Multistream(false) // what follows may be something else
 		}
 		return z, err
 	}},
-	{"BZh", "bzip2", func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
-	{"\xfd7zXZ\x00", "xz", func(r io.Reader) (io.Reader, error) { return xz.NewReader(r) }},
-	{"\x5d\x00\x00", "lzma", func(r io.Reader) (io.Reader, error) {
+	{"BZh", "bzip2", func(r *bufio.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
+	{"\xfd7zXZ\x00", "xz", func(r *bufio.Reader) (io.Reader, error) {
+		if err := checkXZ(r); err != nil {
+			return nil, err
+		}
+		return xz.NewReader(r)
+	}},
+	{"\x5d\x00\x00", "lzma", func(r *bufio.Reader) (io.Reader, error) {
 		return lzma.ReaderConfig{DictCap: maxWindow}.NewReader(r)
 	}},
-	{"\x02\x21\x4c\x18", "lz4", func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
-	{"\x04\x22\x4d\x18", "lz4", func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
-	{"\x28\xb5\x2f\xfd", "zstd", func(r io.Reader) (io.Reader, error) {
+	{"\x02\x21\x4c\x18", "lz4", func(r *bufio.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
+	{"\x04\x22\x4d\x18", "lz4", func(r *bufio.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }},
+	{"\x28\xb5\x2f\xfd", "zstd", func(r *bufio.Reader) (io.Reader, error) {
 		d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
 		return d, err
 	}},
-	{"\x89LZO", "lzo", func(io.Reader) (io.Reader, error) { return nil, errors.New("not supported") }},
+	{"\x89LZO", "lzo", func(*bufio.Reader) (io.Reader, error) { return nil, errors.New("not supported") }},
+}
+
+// checkXZ refuses what would take too much memory: the reader takes what the header
+// of the first block asks for (section 3.1 of the file format, and 5.3.1).
+func checkXZ(r *bufio.Reader) error {
+	head, err := r.Peek(40)
+	if err != nil && len(head) < 18 {
+		return orEnd(err)
+	}
+	at, flags := 14, head[13]
+	for _, has := range []byte{0x40, 0x80} { // sizes, of seven bits a byte
+		if flags&has == 0 {
+			continue
+		}
+		for at < len(head)-4 && head[at]&0x80 != 0 {
+			at++
+		}
+		at++
+	}
+	const lzma2 = 0x21
+	if flags&3 != 0 || at+3 > len(head) || head[at] != lzma2 || head[at+1] != 1 {
+		return errors.New("it uses filters beside LZMA2")
+	}
+	bits := head[at+2]
+	if window := int64(2|bits&1) << (bits/2 + 11); bits > 40 || window > maxWindow {
+		return fmt.Errorf("it wants to look back over %d bytes", window)
+	}
+	return nil
 }
 
 // read reads archives to the end. Only the outer ones may be compressed; what
