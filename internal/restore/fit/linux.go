@@ -78,16 +78,13 @@ func (j *judge) kernel(k drivers.Kernel, first bool, controller string) {
 	case k.Initramfs == "" && !k.Modules && len(k.BuiltIn) == 0:
 		j.add(Check, fmt.Sprintf("%s has neither an initial RAM disk nor modules, so nothing is known of its drivers.", name), "")
 	default:
-		s, where := Fails, "its initial RAM disk"
-		if k.Initramfs == "" {
-			where = "it built in, and has no initial RAM disk"
-		}
+		s := Fails
 		if !first {
-			s = Check // if it is chosen in the boot loader's menu
+			s = Check // it matters if it is chosen in the boot loader's menu
 		}
-		text := fmt.Sprintf("%s does not find its disk behind %s: %s lacks %s.", name, controller, where, list(missing))
+		text := fmt.Sprintf("%s does not find its disk behind %s: its initial RAM disk lacks %s.", name, controller, list(missing))
 		if k.Initramfs == "" {
-			text = fmt.Sprintf("%s does not find its disk behind %s: it has no initial RAM disk, and %s is not built in.", name, controller, list(missing))
+			text = fmt.Sprintf("%s does not find its disk behind %s: it has no initial RAM disk, and not %s built in.", name, controller, list(missing))
 		}
 		if absent := lacking(needs[controller], append(have, k.Late...)); k.Modules && len(absent) > 0 {
 			j.add(s, text+fmt.Sprintf(" The kernel was made without %s.", list(absent)), "Put the disk behind what it was behind, with virsh edit.")
