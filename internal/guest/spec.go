@@ -22,7 +22,8 @@ type Spec struct {
 
 // Disk is a disk of a [Spec].
 type Disk struct {
-	Target string // "vda", "sda": the prefix says which bus
+	Target string // "vda", "sda": the prefix says which bus, unless Bus does
+	Bus    string
 	Device string // default "disk"; "cdrom", "floppy", "lun"
 	// Source is the path of a file, an NBD URI (nbd://host:port/export,
 	// nbd+unix:///export?socket=path), or "" for a drive without a medium.
@@ -116,6 +117,9 @@ func (d Disk) XML() (string, error) {
 		bus = "virtio"
 	case strings.HasPrefix(d.Target, "fd"):
 		bus = "fdc"
+	}
+	if d.Bus != "" {
+		bus = d.Bus
 	}
 	flags := ""
 	for _, f := range []struct {
