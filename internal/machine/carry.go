@@ -6,6 +6,35 @@ import (
 	"strings"
 )
 
+// bound are parts that bind a machine to its host, with what is told of them.
+var bound = []struct {
+	path []string
+	what string
+}{
+	{[]string{"cputune", "vcpupin"}, "Which host processors it is bound to"}, {[]string{"cputune", "emulatorpin"}, "Which host processors QEMU is bound to"},
+	{[]string{"cputune", "iothreadpin"}, "Which host processors its I/O is bound to"}, {[]string{"cputune", "cachetune"}, "Its share of the host's caches"},
+	{[]string{"cputune", "memorytune"}, "Its share of the host's memory bandwidth"}, {[]string{"cputune", "vcpusched"}, "The scheduler of its processors"},
+	{[]string{"numatune"}, "Which host memory it is bound to"}, {[]string{"memoryBacking", "hugepages"}, "That its memory is in huge pages"},
+	{[]string{"memoryBacking", "locked"}, "That its memory is locked"}, {[]string{"blkiotune"}, "The weights of its disk I/O"},
+	{[]string{"launchSecurity"}, "Its encrypted memory"}, {[]string{"qemu:commandline"}, "What was added to QEMU's command line"},
+	{[]string{"qemu:override"}, "What was overridden of QEMU's devices"},
+}
+
+// labels leaves out by what it was kept apart from others on its host; libvirt has
+// its own ways.
+func (c *carrier) labels(d *node) {
+	for _, n := range d.children {
+		switch {
+		case c.host == nil:
+		case n.name == "seclabel" && n.attr("type") != "" && n.attr("type") != "dynamic":
+			c.note("Its security label for %s is left out; libvirt chooses one.", n.attr("model"))
+		case n.name == "resource" && n.child("partition").content() != "/machine" && n.child("partition") != nil:
+			c.note("The resource partition that it was in, %s, is left out.", strings.TrimSpace(n.child("partition").content()))
+		}
+	}
+	d.drop("seclabel", "resource")
+}
+
 // domain deals with everything but devices.
 func (c *carrier) domain(d *node) {
 	d.unset("id")
@@ -14,17 +43,13 @@ func (c *carrier) domain(d *node) {
 	if d.child("genid") != nil {
 		d.put("genid", "") // libvirt makes one: guests see that they are a copy
 	}
-	for _, x := range []struct{ name, what string }{
-		{"cputune", "Which host processors it is bound to"}, {"numatune", "Which host memory it is bound to"},
-		{"memoryBacking", "How its memory is backed on the host"}, {"blkiotune", "The weights of its disk I/O"},
-		{"launchSecurity", "Its encrypted memory"}, {"qemu:commandline", "What was added to QEMU's command line"},
-		{"qemu:override", "What was overridden of QEMU's devices"},
-	} {
-		if d.drop(x.name) {
+	for _, x := range bound {
+		at := d.at(x.path[:len(x.path)-1]...)
+		if at != nil && at.drop(x.path[len(x.path)-1]) {
 			c.note("%s is left out.", x.what)
 		}
 	}
-	d.drop("seclabel", "resource")
+	c.labels(d)
 	c.metadata(d)
 	if v := d.child("vcpu"); v != nil {
 		v.unset("cpuset")

@@ -110,6 +110,9 @@ func (c *carrier) describe() (Description, error) {
 	}
 	before := hardware(d, nil)
 	c.domain(d)
+	if c.host != nil {
+		c.note("Whether it starts with its host is not known: virsh autostart %s.", c.spec.Name)
+	}
 	if err := c.devices(d); err != nil {
 		return Description{}, err
 	}

@@ -62,8 +62,9 @@ func TestLastingMachineIsFittedToItsHost(t *testing.T) {
 		"logical_block_size='4096'", "<read_iops_sec>500</read_iops_sec>", "snapshot='no'", "<cpu mode='host-model'>", "cores='2'",
 		"<source bridge='br0'/>", "<virtualport type='openvswitch'/>", "<driver queues='2'/>", "<source network='lab'/>", "<on_crash>restart</on_crash>",
 		"<graphics type='vnc' autoport='yes' listen='127.0.0.1'/>", "/dev/urandom", "org.qemu.guest_agent.0", "hypervclock",
+		"<access mode='shared'/>", "<shares>2048</shares>",
 	}, []string{
-		"5d9b5c1e", "aaaaaaaa", "nova", "cpuset", "hugepages", "/dev/vg0", "encryption", "rhel.iso", "shareable", "vhost", "clean-traffic", "vnet3", "52:54:00",
+		"5d9b5c1e", "aaaaaaaa", "nova", "cpuset", "hugepages", "/dev/vg0", "encryption", "rhel.iso", "shareable", "vhost", "clean-traffic", "/production", "vnet3", "52:54:00",
 		"portid", "gone", "4555", "erp.log", "erp.agent", "spice", "qxl", "hostdev", "seclabel", "qemu:arg", "/usr/libexec", "tpm", "/dev/hwrng", "edk2", "nvram", " id='7'",
 	})
 	var said []string
@@ -74,7 +75,7 @@ func TestLastingMachineIsFittedToItsHost(t *testing.T) {
 		}
 	}
 	has(t, "notes", strings.Join(said, "\n"), []string{
-		"Which host processors", "backed on the host", "What other programs noted", "QEMU's command line", "UEFI firmware", "Skylake-Client", "pc-q35-rhel9.2.0",
+		"Which host processors", "huge pages", "security label for selinux", "/production", "virsh autostart erp-2", "What other programs noted", "QEMU's command line", "UEFI firmware", "Skylake-Client", "pc-q35-rhel9.2.0",
 		"Disk sda was encrypted", "Drive sdb", "Disk vdb is not in the point", "clean-traffic", "The network lab is not active", "52:54:00:aa:00:03 is left out: it was connected to gone",
 		"of type vhostuser", "serial port was of type tcp", "kept in a file", "reached at 0.0.0.0", "TPM is left out", "A device of the host", "graphics card, qxl", "random numbers",
 		"Give it a network",
