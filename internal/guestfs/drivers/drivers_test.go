@@ -11,6 +11,7 @@ import (
 	"github.com/sendense/sendense/internal/guestfs"
 	"github.com/sendense/sendense/internal/guestfs/drivers"
 	"github.com/sendense/sendense/internal/guestfs/fstest"
+	"github.com/sendense/sendense/internal/guestfs/hive/hivetest"
 )
 
 func TestMain(m *testing.M) {
@@ -194,20 +195,30 @@ func TestBootLoadersOfUEFI(t *testing.T) {
 }
 
 func TestDriversOfWindows(t *testing.T) {
+	number := hivetest.Number
 	g := look(t, root(t, func(dir string) {
-		for _, f := range []string{"config/SOFTWARE", "config/SYSTEM", "ntoskrnl.exe", "drivers/viostor.sys", "drivers/storahci.sys"} {
+		config := filepath.Join(dir, "Windows/System32/config")
+		for _, f := range []string{"ntoskrnl.exe", "drivers/viostor.sys", "drivers/storahci.sys", "drivers/stornvme.sys", "drivers/netkvm.sys"} {
 			fstest.Write(t, dir, "Windows/System32/"+f, "")
 		}
-	}))
-	var names []string
-	for _, s := range g.Services {
-		names = append(names, s.Name)
-		if !s.File {
-			t.Errorf("%s: its program was not found", s.Name)
+		if err := os.MkdirAll(config, 0o755); err != nil {
+			t.Fatal(err)
 		}
-	}
-	if !slices.Equal(names, []string{"viostor", "storahci"}) {
-		t.Errorf("got %q, want viostor and storahci", names)
+		hivetest.Write(t, filepath.Join(config, "SOFTWARE"), map[string]map[string]hivetest.Value{"Microsoft": {}})
+		hivetest.Write(t, filepath.Join(config, "SYSTEM"), map[string]map[string]hivetest.Value{
+			"Select":                                        {"Current": number(2)},
+			`ControlSet001\Services\viostor`:                {"Start": number(4)},
+			`ControlSet002\Services\viostor`:                {"Start": number(0)},
+			`ControlSet002\Services\storahci`:               {"Start": number(0)},
+			`ControlSet002\Services\storahci\StartOverride`: {"0": number(3)},
+			`ControlSet002\Services\vioscsi`:                {"Start": number(0)},
+			`ControlSet002\Services\stornvme`:               {"Start": hivetest.String("now")},
+		})
+	}))
+	want := []drivers.Service{{Name: "viostor", File: true}, {Name: "vioscsi"}, {Name: "netkvm", File: true, Start: -1},
+		{Name: "storahci", File: true, Start: 3}, {Name: "stornvme", File: true, Start: -1}}
+	if !slices.Equal(g.Services, want) {
+		t.Errorf("got %+v, want %+v", g.Services, want)
 	}
 }
 

@@ -19,5 +19,27 @@ func (i *inspector) windows() {
 }
 
 // startOf returns when a driver starts, as the registry has it; -1: it is not
-// known there.
-func (i *inspector) startOf(string) int { return -1 }
+// known there. What Windows found no device for it overrides by the override of the
+// hardware profile in use, which is the one numbered 0.
+func (i *inspector) startOf(service string) int {
+	const hive = "/Windows/System32/config/SYSTEM"
+	key := `CurrentControlSet\Services\` + service
+	start := i.number(hive, key, "Start")
+	if override := i.number(hive, key+`\StartOverride`, "0"); start >= 0 && override >= 0 {
+		return override
+	}
+	return start
+}
+
+// number reads a small number from the registry; -1: there is none.
+func (i *inspector) number(hive, key, name string) int {
+	v, err := i.s.Registry(hive, key, name)
+	if err != nil {
+		return -1
+	}
+	n, ok := v.Uint()
+	if !ok || n > 100 {
+		return -1
+	}
+	return int(n)
+}
