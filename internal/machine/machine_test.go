@@ -110,10 +110,11 @@ func TestLastingMachineKeepsWhatItsHostHas(t *testing.T) {
 
 func TestNetworksAreChosen(t *testing.T) {
 	s := rich(t)
-	for network, want := range map[string]int{"lab": 4, machine.Isolated: 0, "": 2} {
+	for network, want := range map[string]int{"lab": 4, machine.Isolated: 4, "": 2} {
 		s.Network = network
 		d := lasting(t, s, host())
-		if n := strings.Count(d.XML, "<interface"); n != want || network == "lab" && strings.Count(d.XML, "<source network='lab'/>") != want {
+		if n := strings.Count(d.XML, "<interface"); n != want || network == "lab" && strings.Count(d.XML, "<source network='lab'/>") != want ||
+			network == machine.Isolated && strings.Count(d.XML, "<link state='down'/>") != want {
 			t.Errorf("network %q: got %d interfaces, want %d", network, n, want)
 		}
 	}
@@ -177,7 +178,7 @@ func TestTransientMachinePausesAtErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	has(t, "XML", d.XML, []string{"error_policy='stop'", "<source protocol='nbd' name='disk-0'>", "<on_poweroff>destroy</on_poweroff>", "<on_crash>destroy</on_crash>",
-		"logical_block_size='4096'", "Skylake-Client"}, []string{"<interface", "metadata", "iotune", "/usr/libexec"})
+		"logical_block_size='4096'", "Skylake-Client", "<link state='down'/>"}, []string{"<source network", "<source bridge", "metadata", "iotune", "/usr/libexec"})
 }
 
 func FuzzLasting(f *testing.F) {

@@ -9,10 +9,7 @@ func replaceNIC(c *carrier, n *node) bool {
 	n.attrs = nil
 	n.drop("source", "target", "virtualport", "vlan", "filterref", "bandwidth", "port", "backend", "driver", "ip", "route", "script", "link", "teaming", "actual")
 	if c.spec.Network == Isolated {
-		// Nothing goes through a link that is down, whatever it is connected to.
-		n.set("type", "user")
-		n.children = append(n.children, element("link", "state", "down"))
-		c.note("Network interface %s is connected to nothing.", mac)
+		c.disconnect(n, mac)
 		return true
 	}
 	n.set("type", "network")
@@ -21,21 +18,34 @@ func replaceNIC(c *carrier, n *node) bool {
 	return true
 }
 
+// disconnect connects an interface to nothing: nothing goes through a link that is
+// down, whatever it is connected to.
+func (c *carrier) disconnect(n *node, mac string) {
+	n.set("type", "user")
+	n.children = append(n.children, element("link", "state", "down"))
+	c.note("Network interface %s is connected to nothing.", mac)
+}
+
 // keepNIC keeps an interface as far as the host has what it is connected to.
 func (c *carrier) keepNIC(n *node) bool {
 	mac := n.child("mac").attr("address")
-	if c.spec.Network == Isolated {
-		c.note("Network interface %s is left out, as asked for.", mac)
-		return false
-	}
-	if c.spec.Network != "" {
+	switch c.spec.Network {
+	case "":
+		if !c.connected(n, mac) {
+			return false
+		}
+	case Isolated:
+		n.attrs = nil
+		n.drop("source", "virtualport", "vlan", "filterref", "bandwidth", "link")
+		c.disconnect(n, mac)
+	default:
 		n.attrs = nil
 		n.set("type", "network")
 		n.drop("source", "virtualport", "vlan")
 		n.children = append([]*node{element("source", "network", c.spec.Network)}, n.children...)
-	}
-	if !c.connected(n, mac) {
-		return false
+		if !c.connected(n, mac) {
+			return false
+		}
 	}
 	if !c.spec.KeepAddresses {
 		n.drop("mac")
