@@ -76,7 +76,7 @@ func (h *Hypervisor) offer(w machine.Wants) (o machine.Offer, kvm bool, err erro
 	if _, err = ask(virt, ""); err != nil {
 		virt = "qemu"
 		if _, err := ask(virt, ""); err != nil {
-			return o, false, fmt.Errorf("%w: QEMU for %s is not there: %w", machine.ErrUnfit, w.Arch, err)
+			return o, false, unfit(err, "QEMU for %s is not there", w.Arch)
 		}
 	}
 	text, err := ask(virt, w.Machine)
@@ -84,10 +84,20 @@ func (h *Hypervisor) offer(w machine.Wants) (o machine.Offer, kvm bool, err erro
 		text, err = ask(virt, family)
 	}
 	if err != nil {
-		return o, false, fmt.Errorf("%w: its type of machine, %s, is not known here, nor one like it: %w", machine.ErrUnfit, w.Machine, err)
+		return o, false, unfit(err, "its type of machine, %s, is not known here, nor one like it", w.Machine)
 	}
 	o, err = machine.ParseOffer(text)
 	return o, virt == "kvm", err
+}
+
+// unfit says what an answer of libvirt means for a machine. Where that did not
+// answer, the error stays what it is.
+func unfit(err error, format string, args ...any) error {
+	var answer libvirt.Error
+	if !errors.As(err, &answer) {
+		return err
+	}
+	return fmt.Errorf("%w: %s: %w", machine.ErrUnfit, fmt.Sprintf(format, args...), err)
 }
 
 // fits reports whether the host can have a processor.
@@ -178,8 +188,8 @@ func (h *Hypervisor) links(host *machine.Host) error {
 	return nil
 }
 
-// Try has libvirt work out how it would run a machine, which changes nothing. An
-// error is its own sentence on why it would not.
+// Try has libvirt work out how it would run a machine, which changes nothing. It
+// returns machine.ErrUnfit if it would not.
 func (d Definer) Try(ctx context.Context, description string) error {
 	// Those with network interfaces would be made.
 	description, err := machine.WithoutInterfaces(description)
@@ -187,8 +197,10 @@ func (d Definer) Try(ctx context.Context, description string) error {
 		return err
 	}
 	return d.with(ctx, func(h *Hypervisor) error {
-		_, err := h.conn.ConnectDomainXMLToNative("qemu-argv", description, 0)
-		return err
+		if _, err := h.conn.ConnectDomainXMLToNative("qemu-argv", description, 0); err != nil {
+			return unfit(err, "libvirt says")
+		}
+		return nil
 	})
 }
 

@@ -113,7 +113,12 @@ func (t *Devices) Open(_ context.Context, d Disk) (block.Device, bool, error) {
 }
 
 // Commit implements Target.
-func (t *Devices) Commit(context.Context) (Made, error) { return Made{}, t.Abort() }
+func (t *Devices) Commit(ctx context.Context) (Made, error) {
+	if err := ctx.Err(); err != nil {
+		return Made{}, err
+	}
+	return Made{}, t.Abort()
+}
 
 // Abort implements Target. What was overwritten stays so.
 func (t *Devices) Abort() error {

@@ -19,7 +19,8 @@ import (
 type Hypervisor interface {
 	// Survey tells what it has, as far as a machine wants to know.
 	Survey(ctx context.Context, w machine.Wants) (machine.Site, error)
-	// Try returns why a machine could not run, or nil. It changes nothing.
+	// Try returns machine.ErrUnfit for a machine that could not run. It changes
+	// nothing.
 	Try(ctx context.Context, description string) error
 	// Define makes a machine, and starts it if so wanted. With an error there is
 	// none, unless it is machine.ErrRemains.
@@ -221,7 +222,7 @@ func (t *Libvirt) describe(ctx context.Context, m Machine, s machine.Site, id st
 		return &Refusal{fmt.Sprintf("The machine cannot start: the network %s is not active", d.Idle[0]), fmt.Sprintf("Start it with: virsh net-start %s; or leave --start out.", d.Idle[0])}
 	}
 	if err := t.Hypervisor.Try(ctx, d.XML); err != nil {
-		return refusal(fmt.Errorf("%w: libvirt says: %w", machine.ErrUnfit, err))
+		return refusal(err)
 	}
 	t.definition = machine.Definition{Name: t.Name, UUID: id, XML: d.XML, Start: t.Start}
 	t.pool = s.Pool.Name

@@ -76,8 +76,8 @@ type Target interface {
 	// Open returns a device of the disk's size to write its content to. Fresh says
 	// that it reads as zeroes.
 	Open(ctx context.Context, d Disk) (dev block.Device, fresh bool, err error)
-	// Commit makes what was written durable and gives it its place. After an error
-	// the restore is given up with Abort.
+	// Commit makes what was written durable and gives it its place, unless ctx has
+	// ended. After an error the restore is given up with Abort.
 	Commit(ctx context.Context) (Made, error)
 	// Abort gives the restore up. A target that made something new leaves none of
 	// it; one that overwrote something cannot bring it back. After a Commit without

@@ -76,7 +76,7 @@ func TestFileThatAppearsMeanwhileIsNotOverwritten(t *testing.T) {
 			t.Errorf("%s: got %v, want that it exists", name, err)
 		}
 		if b, err := os.ReadFile(theirs); err != nil || string(b) != "theirs" {
-			t.Errorf("%s: their file: got %q, %v", name, b, err)
+			t.Errorf("%s: their file: got %.20q, %v", name, b, err)
 		}
 		if got := names(t, dir); !slices.Equal(got, []string{"web1-disk-1.qcow2"}) {
 			t.Errorf("%s: left behind: %q", name, got)

@@ -98,6 +98,15 @@ func Run(t *testing.T, newSubject func(t *testing.T, sizes []int64) Subject) {
 		}
 		s.nothingLeft(t, "a restore that was cancelled at its end")
 	})
+	t.Run("what is cancelled before it is done is not done", func(t *testing.T) {
+		s := newSubject(t, sizes)
+		m, _ := s.machine(sizes)
+		ctx, cancel := context.WithCancel(t.Context())
+		if _, err := restore.Run(ctx, late{s.Target, cancel}, m, restore.Options{}); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want context.Canceled", err)
+		}
+		s.nothingLeft(t, "a restore that was cancelled before its commit")
+	})
 	t.Run("what is done cannot be given up", func(t *testing.T) {
 		s := newSubject(t, sizes)
 		m, contents := s.machine(sizes)
@@ -130,6 +139,17 @@ func Run(t *testing.T, newSubject func(t *testing.T, sizes []int64) Subject) {
 		}
 		s.nothingLeft(t, "a restore that was cancelled")
 	})
+}
+
+// late is a target whose restore is cancelled when all is written.
+type late struct {
+	restore.Target
+	cancel func()
+}
+
+func (l late) Commit(ctx context.Context) (restore.Made, error) {
+	l.cancel()
+	return l.Target.Commit(ctx)
 }
 
 var errFails = errors.New("the source fails")
