@@ -59,7 +59,7 @@ func (r *record) chainOf(d diskRecord) *chainFile {
 // parseChainFile decodes and checks the content of a chain.json.
 func parseChainFile(b []byte) (*chainFile, error) {
 	var c chainFile
-	if err := unseal(b, chainFormat, &c); err != nil {
+	if err := unseal(b, chainFormat, &c, &c.Format); err != nil {
 		return nil, err
 	}
 	if c.Format != chainFormat || c.Index < 0 || c.Index >= maxDisks {

@@ -59,6 +59,7 @@ type Repository struct {
 	fs       filesystem
 	readOnly error // why nothing can be written, or nil
 	lock     *lock
+	listings listings
 
 	mu     sync.Mutex // guards the field below
 	closed bool
@@ -215,18 +216,21 @@ func (r *Repository) VMs(ctx context.Context) ([]repository.VM, error) {
 	}
 	var list []repository.VM
 	var errs []error
+	there := make(map[repository.VMID]bool, len(folders))
 	for _, v := range folders {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		rec, err := v.load()
+		there[v.id] = true
+		l, err := r.list(v, false)
 		switch {
 		case err != nil:
 			errs = append(errs, err)
-		case rec != nil && len(rec.Points) > 0:
-			list = append(list, rec.vm())
+		case l != nil:
+			list = append(list, l.vm)
 		}
 	}
+	r.listings.drop(there)
 	slices.SortFunc(list, func(a, b repository.VM) int {
 		return strings.Compare(a.Name+"\x00"+string(a.ID), b.Name+"\x00"+string(b.ID))
 	})
@@ -240,11 +244,11 @@ func (r *record) vm() repository.VM {
 // VM implements repository.Repository.
 func (r *Repository) VM(ctx context.Context, nameOrUUID string) (repository.VM, error) {
 	if id, err := repository.ParseVMID(nameOrUUID); err == nil {
-		_, rec, err := r.find(id)
+		l, err := r.listed(id, false)
 		if err != nil {
 			return repository.VM{}, err
 		}
-		return rec.vm(), nil
+		return l.vm, nil
 	}
 	list, err := r.VMs(ctx)
 	var found []repository.VM
@@ -288,15 +292,28 @@ func (r *Repository) findBytes(id repository.VMID) (*vmFolder, *record, []byte, 
 
 // Points implements repository.Repository.
 func (r *Repository) Points(_ context.Context, vm repository.VMID) ([]repository.Point, error) {
-	_, rec, err := r.find(vm)
+	l, err := r.listed(vm, true)
 	if err != nil {
 		return nil, err
 	}
-	list := make([]repository.Point, len(rec.Points))
-	for i := range rec.Points {
-		list[i] = rec.export(&rec.Points[i])
+	list := make([]repository.Point, len(l.rec.Points))
+	for i := range l.rec.Points {
+		list[i] = l.rec.export(&l.rec.Points[i])
 	}
 	return list, nil
+}
+
+// listed returns what the record of a machine with points says.
+func (r *Repository) listed(id repository.VMID, wanted bool) (*listing, error) {
+	v, err := r.folder(id)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", repository.ErrNoVM, err)
+	}
+	l, err := r.list(v, wanted)
+	if err == nil && l == nil {
+		err = fmt.Errorf("%w: %s", repository.ErrNoVM, id)
+	}
+	return l, err
 }
 
 // lockVM takes the writer lock of a machine and finishes or discards what the

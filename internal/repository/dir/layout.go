@@ -66,10 +66,6 @@ func stem(name string, index int, kind string, point repository.PointID) string 
 	return path.Join(diskDir(index), fmt.Sprintf("%s%s-%s-%s", sanitize(name), mark, kind, point))
 }
 
-// pointFiles matches the base names of files of points, also of those in the
-// making.
-var pointFiles = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}-(full|incr)-([0-9]{8}-[0-9]{6})\.(qcow2|digests)(\.partial)?$`)
-
 // pointFile is what the name of a file tells.
 type pointFile struct {
 	kind    string
@@ -78,14 +74,48 @@ type pointFile struct {
 	partial bool
 }
 
-// parsePointFile takes the base name of a file apart; false if it is none of ours.
-func parsePointFile(base string) (pointFile, bool) {
-	m := pointFiles.FindStringSubmatch(base)
-	if m == nil {
-		return pointFile{}, false
+// parsePointFile takes the base name of a file of a point, or of one in the making,
+// apart: {name}-full-{point}.qcow2, -incr-, .digests, .partial. It returns false if
+// it is none of ours. Records have thousands of such names.
+func parsePointFile(base string) (f pointFile, ok bool) {
+	rest, partial := strings.CutSuffix(base, partialSuffix)
+	rest, image := strings.CutSuffix(rest, imageSuffix)
+	digests := false
+	if !image {
+		if rest, digests = strings.CutSuffix(rest, digestsSuffix); !digests {
+			return f, false
+		}
 	}
-	id, err := repository.ParsePointID(m[2])
-	return pointFile{m[1], id, m[3] == "digests", m[4] != ""}, err == nil
+	at := len(rest) - len("yyyymmdd-hhmmss")
+	if at < 0 {
+		return f, false
+	}
+	id, err := repository.ParsePointID(rest[at:])
+	if err != nil {
+		return f, false
+	}
+	name := rest[:at]
+	for _, kind := range []string{repository.Full, repository.Incremental} {
+		if stem, ok := strings.CutSuffix(name, "-"+kind+"-"); ok {
+			return pointFile{kind, id, digests, partial}, isStem(stem)
+		}
+	}
+	return f, false
+}
+
+// isStem reports whether the name of a file may begin so: with a letter, a digit or
+// an underscore, of which 95 may follow, and dots and hyphens among them.
+func isStem(s string) bool {
+	if s == "" || len(s) > 96 || s[0] == '.' || s[0] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || c == '-') {
+			return false
+		}
+	}
+	return true
 }
 
 // checkStored returns an error unless name, inside a machine's folder, is that of a

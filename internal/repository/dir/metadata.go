@@ -99,15 +99,26 @@ func seal(v any) ([]byte, error) {
 	return append(b, sealEnd...), nil
 }
 
-// unseal decodes what seal made into v, which has to have every field.
-func unseal(b []byte, newest int, v any) error {
-	// A newer program may seal in another way: its record is to be named as such.
-	var version struct {
-		Format int `json:"format"`
+// unseal decodes what seal made into v, which has to have every field, format among
+// them.
+func unseal(b []byte, newest int, v any, format *int) error {
+	err := decodeSealed(b, v)
+	if err != nil {
+		// A newer program may seal in another way: its record is to be named as such.
+		var version struct {
+			Format int `json:"format"`
+		}
+		if json.Unmarshal(b, &version) == nil {
+			*format = version.Format
+		}
 	}
-	if json.Unmarshal(b, &version) == nil && version.Format > newest {
-		return fmt.Errorf("%w: format %d, newer than %d", repository.ErrTooNew, version.Format, newest)
+	if *format > newest {
+		return fmt.Errorf("%w: format %d, newer than %d", repository.ErrTooNew, *format, newest)
 	}
+	return err
+}
+
+func decodeSealed(b []byte, v any) error {
 	n := len(b) - sealBytes
 	if n < 0 || !bytes.HasPrefix(b[n:], []byte(sealBegin)) || !bytes.HasSuffix(b, []byte(sealEnd)) {
 		return fmt.Errorf("it does not end in a checksum")
@@ -130,7 +141,7 @@ func unseal(b []byte, newest int, v any) error {
 // parseRecord decodes and checks the content of metadata.json.
 func parseRecord(b []byte, id repository.VMID) (*record, error) {
 	var r record
-	if err := unseal(b, metadataFormat, &r); err != nil {
+	if err := unseal(b, metadataFormat, &r, &r.Format); err != nil {
 		return nil, err
 	}
 	if err := r.check(id); err != nil {
@@ -149,14 +160,21 @@ func loadRecord(path string, id repository.VMID) (*record, []byte, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("read record of VM %s: %w", id, err)
 	}
+	r, err := decodeRecord(path, b, id)
+	return r, b, err
+}
+
+// decodeRecord is parseRecord for the content of the file at path, which its errors
+// name.
+func decodeRecord(path string, b []byte, id repository.VMID) (*record, error) {
 	r, err := parseRecord(b, id)
 	if errors.Is(err, repository.ErrTooNew) {
-		return nil, b, fmt.Errorf("read %s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	if err != nil {
-		return nil, b, &repository.CorruptError{VM: id, Cluster: -1, File: path, Err: fmt.Errorf("read %s: %w", path, err)}
+		return nil, &repository.CorruptError{VM: id, Cluster: -1, File: path, Err: fmt.Errorf("read %s: %w", path, err)}
 	}
-	return r, b, nil
+	return r, nil
 }
 
 // readBounded reads a file of up to limit bytes.
@@ -166,11 +184,22 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
+	return readBoundedFile(f, limit)
+}
+
+// readBoundedFile reads an open file of up to limit bytes.
+func readBoundedFile(f *os.File, limit int64) ([]byte, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	b.Grow(int(min(st.Size(), limit)) + bytes.MinRead)
+	_, err = b.ReadFrom(io.LimitReader(f, limit+1))
+	if err == nil && int64(b.Len()) > limit {
 		err = fmt.Errorf("it has more than %d bytes", limit)
 	}
-	return b, err
+	return b.Bytes(), err
 }
 
 // point returns the record of a point, or nil.

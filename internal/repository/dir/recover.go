@@ -200,7 +200,7 @@ func (v *vmFolder) loadDraft() (*draftRecord, error) {
 		return nil, err
 	}
 	var d draftRecord
-	if err := unseal(b, draftFormat, &d); err != nil {
+	if err := unseal(b, draftFormat, &d, &d.Format); err != nil {
 		return nil, err
 	}
 	if _, err := repository.ParsePointID(string(d.Point)); err != nil {
