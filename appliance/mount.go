@@ -41,12 +41,15 @@ type mount struct {
 }
 
 // Mount shows every point of every machine as a tree, until Unmount or Close.
-func (a *Appliance) Mount(_ context.Context, s MountSpec) (MountSpec, error) {
+func (a *Appliance) Mount(ctx context.Context, s MountSpec) (MountSpec, error) {
 	if !filepath.IsAbs(s.Dir) {
 		return MountSpec{}, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%q is no absolute path.", s.Dir), Hint: "Give the whole path of an empty folder."}
 	}
 	s.Created = a.opts.Now().UTC()
 	m := &mount{MountSpec: s, a: a, done: make(chan struct{}), copies: map[string]*scratchDisk{}}
+	// Who looks first is not to wait until all records have been read. What is wrong
+	// with one is told to who looks.
+	_, _ = a.repo.VMs(ctx)
 	var err error
 	m.server, err = fusemount.Mount(s.Dir, mountRoot{m}, fusemount.Options{
 		Writable: s.Writable, AllowOther: os.Geteuid() == 0, Lazy: true, Log: a.log})
@@ -54,7 +57,7 @@ func (a *Appliance) Mount(_ context.Context, s MountSpec) (MountSpec, error) {
 		return MountSpec{}, mountError(s.Dir, err)
 	}
 	m.MountSpec.Dir = m.server.Dir()
-	ctx, cancel := context.WithCancel(context.Background())
+	serveCtx, cancel := context.WithCancel(context.Background())
 	m.stop = cancel
 	a.mu.Lock()
 	closed := a.closed
@@ -66,7 +69,7 @@ func (a *Appliance) Mount(_ context.Context, s MountSpec) (MountSpec, error) {
 		cancel()
 		return MountSpec{}, errors.Join(errShutdown, m.server.Unmount())
 	}
-	go m.serve(ctx) // closeMounts waits for it
+	go m.serve(serveCtx) // closeMounts waits for it
 	a.log.Info("mounted", "dir", m.Dir)
 	return m.MountSpec, nil
 }

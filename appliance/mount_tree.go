@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,8 +48,9 @@ func (r mountRoot) Attr(context.Context) (fusemount.Attr, error) {
 
 func (r mountRoot) List(ctx context.Context, yield func(fusemount.Entry) bool) error {
 	vms, err := r.m.a.VMs(ctx)
-	for name, vm := range vmNames(vms) {
-		if !yield(fusemount.Entry{Name: name, Type: fs.ModeDir, Node: mountVM{r.m, vm}}) {
+	names := vmNames(vms)
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if !yield(fusemount.Entry{Name: name, Type: fs.ModeDir, Node: mountVM{r.m, names[name]}}) {
 			return nil
 		}
 	}
