@@ -224,14 +224,37 @@ type readServer struct {
 	slots chan struct{} // a token for each read under way
 	wg    sync.WaitGroup
 	mu    sync.Mutex // held to send
+	spare sync.Pool  // of *[]byte, for most answers
+}
+
+const (
+	answerHead = 16
+	// mostReads is the length of reads whose answers are made in memory that is used
+	// again: that of a page of the readers' cache.
+	mostReads = 64 << 10
+)
+
+// answer returns memory for an answer with n bytes, and what gives it back.
+func (s *readServer) answer(n int) (b []byte, done func()) {
+	if n > mostReads {
+		return make([]byte, answerHead+n), func() {}
+	}
+	p, ok := s.spare.Get().(*[]byte)
+	if !ok {
+		whole := make([]byte, answerHead+mostReads)
+		p = &whole
+	}
+	return (*p)[:answerHead+n], func() { s.spare.Put(p) }
 }
 
 func (s *readServer) read(ctx context.Context, id uint64, d block.Device, off int64, n int) {
-	b := make([]byte, 16+n)
+	b, done := s.answer(n)
+	defer done()
+	clear(b[:answerHead])
 	binary.LittleEndian.PutUint64(b, id)
-	if err := d.ReadAt(ctx, b[16:], off); err != nil {
+	if err := d.ReadAt(ctx, b[answerHead:], off); err != nil {
 		binary.LittleEndian.PutUint32(b[8:], 1)
-		b = b[:16]
+		b = b[:answerHead]
 	} else {
 		binary.LittleEndian.PutUint32(b[12:], uint32(n))
 	}

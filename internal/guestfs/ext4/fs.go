@@ -2,6 +2,7 @@ package ext4
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
@@ -14,12 +15,14 @@ type Options struct {
 	SkipJournal bool
 }
 
-// fileSystem implements fsys.FileSystem. It has no state that changes but the cache.
+// fileSystem implements fsys.FileSystem. It has no state that changes but what it
+// remembers of the disk.
 type fileSystem struct {
 	super    *superblock
-	vol      fsys.Volume // with what the journal holds in its place
-	meta     fsys.Volume // the same, cached
-	replayed *overlay    // what the journal holds; nil: nothing
+	vol      fsys.Volume     // with what the journal holds in its place
+	meta     fsys.Volume     // the same, cached
+	replayed *overlay        // what the journal holds; nil: nothing
+	tables   []atomic.Uint64 // where the inodes of groups begin, as blocks; 0: not read yet
 	info     fsys.Info
 }
 
@@ -57,7 +60,7 @@ func OpenWith(v fsys.Volume, o Options) (fsys.FileSystem, error) {
 
 // mounted returns the file system on v without asking for its journal.
 func mounted(s *superblock, v fsys.Volume, o Options) *fileSystem {
-	return &fileSystem{super: s, vol: v, meta: fsys.Cached(v, o.CacheBytes)}
+	return &fileSystem{super: s, vol: v, meta: fsys.Cached(v, o.CacheBytes), tables: make([]atomic.Uint64, min(s.groups, maxTables))}
 }
 
 // recovered returns the file system with what its journal holds, and notes what it

@@ -17,8 +17,24 @@ func (f *fileSystem) groupDesc(group uint64) ([]byte, error) {
 	return d, nil
 }
 
+// maxTables is of how many groups it is remembered where their inodes begin.
+const maxTables = 64 << 10
+
 // inodeTable returns the block where the inodes of a group begin.
 func (f *fileSystem) inodeTable(group uint64) (block uint64, err error) {
+	if group >= uint64(len(f.tables)) {
+		return f.readInodeTable(group)
+	}
+	if block = f.tables[group].Load(); block != 0 {
+		return block, nil
+	}
+	if block, err = f.readInodeTable(group); err == nil {
+		f.tables[group].Store(block) // never 0: there is the superblock
+	}
+	return block, err
+}
+
+func (f *fileSystem) readInodeTable(group uint64) (block uint64, err error) {
 	s := f.super
 	d, err := f.groupDesc(group)
 	if err != nil {

@@ -25,6 +25,7 @@ type cache struct {
 	mu    sync.Mutex // guards the fields below
 	pages map[int64]*list.Element
 	used  list.List // of *page, the last one used in front
+	spare []byte    // memory of a page that was dropped last; nil if it is in use again
 }
 
 // page is a part of a volume. Whoever asks for it first reads it.
@@ -33,6 +34,9 @@ type page struct {
 	once   sync.Once
 	data   []byte
 	err    error
+
+	users   int  // who read from it now, guarded by the cache
+	dropped bool // guarded by the cache
 }
 
 // Size implements Volume.
@@ -48,16 +52,20 @@ func (c *cache) ReadAt(p []byte, off int64) error {
 	}
 	for len(p) > 0 {
 		pg := c.page(off / pageSize)
-		if pg.err != nil {
-			return pg.err
+		n, err := 0, pg.err
+		if err == nil {
+			n = copy(p, pg.data[off%pageSize:])
 		}
-		n := copy(p, pg.data[off%pageSize:])
+		c.release(pg)
+		if err != nil {
+			return err
+		}
 		p, off = p[n:], off+int64(n)
 	}
 	return nil
 }
 
-// page returns a page that was read, or that has an error.
+// page returns a page that was read, or that has an error. It has to be released.
 func (c *cache) page(number int64) *page {
 	c.mu.Lock()
 	el := c.pages[number]
@@ -71,21 +79,51 @@ func (c *cache) page(number int64) *page {
 		c.used.MoveToFront(el)
 	}
 	pg := el.Value.(*page)
+	pg.users++
 	c.mu.Unlock()
 	pg.once.Do(func() { c.load(pg, el) })
 	return pg
 }
 
+// release gives a page back. The memory of one that was dropped meanwhile is used
+// again: taking new memory costs more than filling it.
+func (c *cache) release(pg *page) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pg.users--
+	c.reuse(pg)
+}
+
+// reuse keeps the memory of a page that nobody has any more. The lock is held.
+func (c *cache) reuse(pg *page) {
+	if pg.users == 0 && pg.dropped && len(pg.data) == pageSize {
+		c.spare, pg.data = pg.data, nil
+	}
+}
+
+// memory returns n bytes for a page.
+func (c *cache) memory(n int64) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n != pageSize || c.spare == nil {
+		return make([]byte, n)
+	}
+	b := c.spare
+	c.spare = nil
+	return b
+}
+
 // load reads a page. One that cannot be read is not kept.
 func (c *cache) load(pg *page, el *list.Element) {
 	at := pg.number * pageSize
-	data := make([]byte, min(pageSize, c.vol.Size()-at))
-	if pg.err = c.vol.ReadAt(data, at); pg.err == nil {
+	data := c.memory(min(pageSize, c.vol.Size()-at))
+	err := c.vol.ReadAt(data, at)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if pg.err = err; err == nil {
 		pg.data = data
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.pages[pg.number] == el {
 		c.drop(el)
 	}
@@ -94,5 +132,8 @@ func (c *cache) load(pg *page, el *list.Element) {
 // drop forgets a page. The lock is held.
 func (c *cache) drop(el *list.Element) {
 	c.used.Remove(el)
-	delete(c.pages, el.Value.(*page).number)
+	pg := el.Value.(*page)
+	delete(c.pages, pg.number)
+	pg.dropped = true
+	c.reuse(pg)
 }

@@ -64,7 +64,8 @@ func start(task string, limits Limits, sockets []*os.File, a *syscall.SysProcAtt
 	c.cmd = &exec.Cmd{
 		// By this name it can be run by a user who cannot reach its folder.
 		Path: "/proc/self/exe", Args: []string{name, task, fmt.Sprint(limits.MemoryBytes), fmt.Sprint(len(sockets))},
-		Env: []string{"GOTRACEBACK=single", fmt.Sprintf("GOMAXPROCS=%d", min(2, runtime.NumCPU()))},
+		// Garbage may wait until memory gets tight, as Limits say.
+		Env: []string{"GOTRACEBACK=single", "GOGC=400", fmt.Sprintf("GOMAXPROCS=%d", min(2, runtime.NumCPU()))},
 		Dir: "/", ExtraFiles: sockets, Stderr: &c.stderr, SysProcAttr: a,
 	}
 	// The signal that follows a parent's death follows that of its thread: this one

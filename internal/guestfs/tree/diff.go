@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
-	"github.com/sendense/sendense/internal/guestfs/volume"
 )
 
 // Change is what differs between two states of a machine.
@@ -42,13 +41,16 @@ type differ struct {
 	dirty    Dirty
 	visit    func(Change) error
 	inside   map[Node]bool
+
+	oldRecords, newRecords *records
 }
 
 // Diff calls visit for each path at or below a and b that differs, a being of s
-// and older than b of other, in the order of names. Inodes that lie where no disk
-// changed are taken to be what they were.
+// and older than b of other, in the order of names. Inodes whose records are
+// what they were are taken to be so, too.
 func (s *System) Diff(a Node, other *System, b Node, dirty Dirty, visit func(Change) error) error {
-	d := &differ{old: s, new: other, dirty: dirty, visit: visit, inside: map[Node]bool{}}
+	d := &differ{old: s, new: other, dirty: dirty, visit: visit, inside: map[Node]bool{},
+		oldRecords: &records{s, map[int]*table{}}, newRecords: &records{other, map[int]*table{}}}
 	return d.pair(".", a, b, fs.ModeIrregular)
 }
 
@@ -58,46 +60,26 @@ func (d *differ) same(a, b Node) bool {
 	if d.dirty == nil || a != b || a.FS == 0 {
 		return false
 	}
-	x, ok := d.old.inode(a)
+	x, ok := d.oldRecords.of(a)
 	if !ok {
 		return false
 	}
-	y, ok := d.new.inode(b)
-	if !ok || len(x) != len(y) {
+	y, ok := d.newRecords.of(b)
+	if !ok || x.disk != y.disk || x.at != y.at || x.n != y.n {
 		return false
 	}
-	for i, p := range x {
-		if p != y[i] || p.Disk == volume.Zeroes || d.dirty(p.Disk, p.Off, p.Len) {
-			return false
-		}
-	}
-	return true
-}
-
-// inode returns where the record of an inode lies on the disks.
-func (s *System) inode(n Node) ([]volume.Piece, bool) {
-	f, err := s.fsAt(n.FS)
-	if err != nil {
-		return nil, false
-	}
-	inodes, ok := f.(fsys.Inodes)
-	located, ok2 := s.device(n.FS).(volume.Located)
-	if !ok || !ok2 {
-		return nil, false
-	}
-	off, length, err := inodes.Inode(n.ID)
-	if err != nil {
-		return nil, false
-	}
-	pieces, err := located.Locate(off, length)
-	return pieces, err == nil
+	// What differs is told by clusters, which hold many records.
+	return !d.dirty(x.disk, x.at, x.n) || equal(x, y)
 }
 
 // pair compares what a path stands for in both states. kind is its type in both,
 // if that is known and the same.
 func (d *differ) pair(name string, a, b Node, kind fs.FileMode) error {
 	same := d.same(a, b)
-	if same && kind != fs.ModeDir && kind != fs.ModeIrregular {
+	if same && kind == fs.ModeDir {
+		return d.dirs(name, a, b, true)
+	}
+	if same && kind != fs.ModeIrregular {
 		return nil
 	}
 	x, xErr := d.old.Stat(a)
@@ -176,10 +158,18 @@ func (d *differ) dirs(name string, a, b Node, same bool) error {
 	}
 	d.inside[b] = true
 	defer delete(d.inside, b)
-	x, xErr := d.old.sorted(a)
+	x, xErr := d.old.ReadDir(a)
 	y, yErr := x, xErr
-	if !same || xErr != nil {
-		y, yErr = d.new.sorted(b)
+	if same && xErr == nil {
+		x = slices.DeleteFunc(x, func(e Entry) bool {
+			return e.Type != fs.ModeDir && e.Type != fs.ModeIrregular && d.same(e.Node, e.Node)
+		})
+		sortEntries(x)
+		y = x
+	} else {
+		y, yErr = d.new.ReadDir(b)
+		sortEntries(x)
+		sortEntries(y)
 	}
 	if err := errors.Join(xErr, yErr); err != nil {
 		if err := d.visit(Change{Path: name, What: Unknown, Err: err.Error()}); err != nil {
@@ -217,9 +207,7 @@ func (d *differ) alone(name string, s *System, n Node, what What) error {
 	})
 }
 
-// sorted returns the entries of a directory in the order of names.
-func (s *System) sorted(n Node) ([]Entry, error) {
-	list, err := s.ReadDir(n)
+// sortEntries puts entries into the order of names.
+func sortEntries(list []Entry) {
 	slices.SortFunc(list, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
-	return list, err
 }

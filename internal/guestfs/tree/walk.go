@@ -3,8 +3,6 @@ package tree
 import (
 	"errors"
 	"path"
-	"slices"
-	"strings"
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
@@ -51,7 +49,7 @@ func (w *walk) one(name string, n Node, depth int) error {
 			return stop
 		}
 	}
-	slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
+	sortEntries(entries)
 	for _, e := range entries {
 		if err := w.one(path.Join(name, e.Name), e.Node, depth+1); err != nil {
 			return err
