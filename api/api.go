@@ -110,6 +110,7 @@ func Handler(a *appliance.Appliance, o Options) http.Handler {
 		{"GET", "/vms/{vm}/points/{point}/files/content", s.fileContent},
 		{"GET", "/vms/{vm}/points/{point}/check", s.lastCheck},
 		{"GET", "/vms/{vm}/points/{point}/check/screen", s.checkScreen},
+		{"GET", "/vms/{vm}/points/{point}/files/places", s.filePlaces},
 		{"POST", "/verify", s.verify},
 		{"POST", "/checks", s.check},
 		{"GET", "/exports", s.exports},

@@ -21,6 +21,7 @@ import (
 type FileLine struct {
 	File    *appliance.File       `json:"file,omitempty"`
 	Change  *appliance.FileChange `json:"change,omitempty"`
+	Places  []FilePlace           `json:"places,omitempty"`
 	Problem *Problem              `json:"problem,omitempty"`
 	Done    bool                  `json:"done,omitempty"`
 }

@@ -85,6 +85,7 @@ var types = map[string]any{
 	"Guest": instant.Guest{}, "GuestFileSystem": instant.GuestFileSystem{},
 	"Contents": appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
 	"FileChange": appliance.FileChange{}, "FileVersion": appliance.FileVersion{}, "FileLine": api.FileLine{},
+	"FilePlace":      api.FilePlace{},
 	"RestoreRequest": appliance.RestoreRequest{}, "RestorePlan": restore.Plan{}, "PlannedDisk": restore.PlannedDisk{},
 	"RestoreMachine": appliance.RestoreMachine{}, "PlannedMachine": restore.PlannedMachine{}, "Hardware": machine.Hardware{},
 	"HardwareDisk": machine.HardwareDisk{}, "HardwareNIC": machine.HardwareNIC{}, "Finding": fit.Finding{},

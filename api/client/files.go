@@ -92,6 +92,19 @@ func (c *Client) ReadFile(ctx context.Context, r appliance.FilesRequest, off int
 	return resp.Body, resp.ContentLength, nil
 }
 
+// Places calls take for each place of a file's content, in order. What the places
+// name can be opened until this returns.
+func (c *Client) Places(ctx context.Context, r appliance.FilesRequest, take func(api.FilePlace) error) error {
+	return c.lines(ctx, filesPath(r, "/files/places", nil), func(l api.FileLine) error {
+		for _, p := range l.Places {
+			if err := take(p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // lines calls take for each line of an answer.
 func (c *Client) lines(ctx context.Context, path string, take func(api.FileLine) error) error {
 	resp, err := c.send(ctx, "GET", path, nil)

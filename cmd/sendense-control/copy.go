@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -179,6 +178,15 @@ func (x *copier) content(r appliance.FilesRequest, f *appliance.File, out *os.Fi
 	} else {
 		one.Path = strings.TrimSuffix(r.Path, "/") + "/" + f.RawName()
 	}
+	if !r.Verified && f.Size >= fetchedFrom {
+		switch err := x.fetch(one, out, f.Size); {
+		case err == nil:
+			x.sum.Bytes += f.Size
+			return nil
+		case !errors.Is(err, errNotHere):
+			return err
+		}
+	}
 	body, n, err := x.conn.ReadFile(x.ctx, one, 0)
 	if err != nil {
 		return err
@@ -190,55 +198,6 @@ func (x *copier) content(r appliance.FilesRequest, f *appliance.File, out *os.Fi
 		return err
 	}
 	return out.Truncate(got)
-}
-
-// sparseBlock is the unit in which zeroes are left out, in bytes.
-const sparseBlock = 4 << 10
-
-var zeroBlock [sparseBlock]byte
-
-// copySparse writes what r holds to a new file and leaves out blocks of zeroes. It
-// returns how much r held; the file may end before that.
-func copySparse(out *os.File, r io.Reader) (int64, error) {
-	buf := make([]byte, 1<<20)
-	for at := int64(0); ; {
-		n, err := io.ReadFull(r, buf)
-		if err := writeSparse(out, buf[:n], at); err != nil {
-			return at, err
-		}
-		at += int64(n)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return at, nil
-		}
-		if err != nil {
-			return at, err
-		}
-	}
-}
-
-func writeSparse(out *os.File, p []byte, at int64) error {
-	for len(p) > 0 {
-		n := 0
-		for n < len(p) && !isZeroBlock(p[n:]) {
-			n = min(n+sparseBlock, len(p))
-		}
-		if n > 0 {
-			if _, err := out.WriteAt(p[:n], at); err != nil {
-				return err
-			}
-		}
-		for n < len(p) && isZeroBlock(p[n:]) {
-			n = min(n+sparseBlock, len(p))
-		}
-		p, at = p[n:], at+int64(n)
-	}
-	return nil
-}
-
-// isZeroBlock reports whether the first block of p is zeroes.
-func isZeroBlock(p []byte) bool {
-	n := min(len(p), sparseBlock)
-	return bytes.Equal(p[:n], zeroBlock[:n])
 }
 
 // setAttributes gives an open file what the one in the point has: owners and
