@@ -155,7 +155,7 @@ func (s *Server) options() *fuse.MountOptions {
 		FsName: s.opts.Source, Name: subtype, AllowOther: s.opts.AllowOther,
 		MaxWrite: maxRead, MaxBackground: maxBackground,
 		ExplicitDataCacheControl: true, DisableXAttrs: s.opts.NoXattrs,
-		ExtraCapabilities: fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO,
 		DirectMountStrict: os.Geteuid() == 0, DirectMountFlags: unix.MS_NOSUID | unix.MS_NODEV,
 		Logger:       slog.NewLogLogger(s.opts.Log.Handler(), slog.LevelDebug),
 		PanicHandler: s.panicked,
