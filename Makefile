@@ -16,17 +16,27 @@ DEBIAN := gcc libc6-dev make pkg-config libnbd-dev libnbd-bin python3-libnbd \
 	fdisk gdisk mdadm cryptsetup-bin thin-provisioning-tools xfsprogs btrfs-progs dosfstools exfatprogs ntfs-3g wimtools \
 	fuse3 xorriso genisoimage isolinux udftools mtools python3-hivex
 
+# What only the peers of the benchmark need. The appliance of libguestfs boots a
+# kernel: that of the machine, if it has one.
+BENCH_DEBIAN := guestfish $(if $(wildcard /boot/vmlinuz-*),,linux-image-cloud-amd64)
+
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-deps: ## Install the Debian packages that building, testing and the demo need
-	@missing=""; for p in $(DEBIAN); do \
+# $(call install,PACKAGES) installs what is missing of Debian packages.
+install = missing=""; for p in $(1); do \
 	  dpkg-query -W -f='$${db:Status-Status}\n' $$p 2>/dev/null | grep -qx installed || missing+=" $$p"; done; \
 	if [ -n "$$missing" ]; then \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$sudo apt-get update -qq; \
 	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
 	fi
+
+deps: ## Install the Debian packages that building, testing and the demo need
+	@$(call install,$(DEBIAN))
+
+bench-deps: deps
+	@$(call install,$(BENCH_DEBIAN))
 
 build: deps ## Build the three binaries into bin/
 	@mkdir -p bin
@@ -55,7 +65,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (30s)
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x $$pkg; done; done
 
-bench: build ## Measure beside qemu-nbd, nbdkit and qemu-img; prints the table of docs/PERFORMANCE.md
+bench: build bench-deps ## Measure beside qemu-nbd, nbdkit, libguestfs and others; prints the table of docs/PERFORMANCE.md
 	$(GO) run ./internal/bench
 
 demo: build ## Boot a real guest, protect it while it runs, verify and export every point
@@ -64,4 +74,4 @@ demo: build ## Boot a real guest, protect it while it runs, verify and export ev
 clean: ## Remove what was built, the cached guest included
 	rm -rf bin build
 
-.PHONY: help deps build test race lint fuzz bench demo clean
+.PHONY: help deps bench-deps build test race lint fuzz bench demo clean

@@ -56,7 +56,7 @@ func (b *bench) verify(ctx context.Context) error {
 		return err
 	}
 	s, err := b.interleave(ctx,
-		subject{"sendense", func(ctx context.Context) (float64, error) {
+		subject{name: "sendense", run: func(ctx context.Context) (float64, error) {
 			return timed(func() error {
 				report, err := r.Verify(ctx, repository.VerifyOptions{VM: vm})
 				if err == nil && !report.OK() {
@@ -65,7 +65,7 @@ func (b *bench) verify(ctx context.Context) error {
 				return err
 			})
 		}},
-		subject{"hash", func(ctx context.Context) (float64, error) {
+		subject{name: "hash", run: func(ctx context.Context) (float64, error) {
 			return timed(func() error { return hashFiles(ctx, files) })
 		}})
 	if err != nil {
@@ -162,8 +162,8 @@ func (b *bench) merge(ctx context.Context) error {
 	bytesOf := func(i int) float64 { return float64(points[i].Disks[0].DataBytes) / (1 << 20) }
 	i := 4
 	s, err := b.interleave(ctx,
-		subject{"small", remove1(2)}, subject{"large", remove1(4)},
-		subject{"raw", func(ctx context.Context) (float64, error) {
+		subject{name: "small", run: remove1(2)}, subject{name: "large", run: remove1(4)},
+		subject{name: "raw", run: func(ctx context.Context) (float64, error) {
 			defer func() { i += 4 }()
 			return b.copyOnce(ctx, int64(bytesOf(4))<<20)
 		}})

@@ -19,9 +19,12 @@ import (
 	"runtime/pprof"
 	"syscall"
 	"time"
+
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 )
 
 func main() {
+	fstest.Isolate() // as root: what is unmounted has to be so for everybody
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
@@ -40,8 +43,10 @@ type bench struct {
 	log     io.Writer
 	start   time.Time
 
-	rows    []row
-	layered *layered // built by who needs it first
+	rows []row
+	// Built by who needs them first.
+	layered  *layered
+	readable *readable
 }
 
 // groups are the measurements in the order they are made; -only chooses among
@@ -60,12 +65,17 @@ var groups = []struct {
 	{"boot", (*bench).boot},
 	{"durable", (*bench).durable},
 	{"guest", (*bench).guestBoot},
+	{"mounted", (*bench).mounted},
+	{"verified", (*bench).verified},
+	{"files", (*bench).files},
+	{"points", (*bench).points},
+	{"others", (*bench).others},
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	only := f.String("only", "", "measure the groups whose names match this `expression`: sequential, random, deep, ingest, incremental, verify, merge")
+	only := f.String("only", "", "measure the groups whose names match this `expression`: sequential, random, deep, ingest, incremental, verify, merge, mounted, verified, files, points, others")
 	size := f.Int64("size", 2048, "amount of random data in `MiB`")
 	runs := f.Int("runs", 5, "how often everything is measured")
 	update := f.Bool("update", false, "put the table into docs/PERFORMANCE.md")

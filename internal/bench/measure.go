@@ -16,6 +16,8 @@ type subject struct {
 	name string
 	// run does the work once and returns what is measured of it.
 	run func(ctx context.Context) (float64, error)
+	// rounds is how often it is run, if that takes long; default always.
+	rounds int
 }
 
 // samples are what runs of subjects gave: one value for each round.
@@ -29,6 +31,9 @@ func (b *bench) interleave(ctx context.Context, subjects ...subject) (samples, e
 	for round := range b.runs + 1 {
 		for i := range subjects {
 			x := subjects[(i+round)%len(subjects)]
+			if x.rounds > 0 && round > x.rounds {
+				continue
+			}
 			v, err := x.run(ctx)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", x.name, err)
@@ -47,7 +52,7 @@ func (s samples) median(name string) float64 { return median(s[name]) }
 
 // ratio returns the median over the rounds of a's value by b's.
 func (s samples) ratio(a, b string) float64 {
-	r := make([]float64, len(s[a]))
+	r := make([]float64, min(len(s[a]), len(s[b])))
 	for i := range r {
 		r[i] = s[a][i] / s[b][i]
 	}

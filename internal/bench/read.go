@@ -43,7 +43,7 @@ func (b *bench) sequential(ctx context.Context) error {
 	subjects := []subject{}
 	for _, name := range []string{own1, qemu1, nbdkitRaw, own128, qemu128} {
 		s := servers[name]
-		subjects = append(subjects, subject{name, func(ctx context.Context) (float64, error) {
+		subjects = append(subjects, subject{name: name, run: func(ctx context.Context) (float64, error) {
 			before, err := s.cpu()
 			if err != nil {
 				return 0, err
@@ -86,7 +86,7 @@ func (b *bench) random(ctx context.Context) error {
 	defer stop()
 	var subjects []subject
 	for _, name := range []string{own1, qemu1, own128, qemu128, nbdkitRaw} {
-		subjects = append(subjects, subject{name, func(ctx context.Context) (float64, error) {
+		subjects = append(subjects, subject{name: name, run: func(ctx context.Context) (float64, error) {
 			return fio(ctx, servers[name].uri, b.size, "--time_based", "--runtime=2", "--ramp_time=500ms")
 		}})
 	}
@@ -150,7 +150,7 @@ func (b *bench) deep(ctx context.Context) error {
 		"sendense": func() *server { return b.ownServer("sendense/first", top) },
 		"qemu-nbd": func() *server { return b.qemuServer("qemu-nbd/first", "qcow2", top) },
 	} {
-		subjects = append(subjects, subject{name, func(ctx context.Context) (float64, error) {
+		subjects = append(subjects, subject{name: name, run: func(ctx context.Context) (float64, error) {
 			s := make()
 			seconds, err := timed(func() error {
 				if err := s.start(ctx); err != nil {

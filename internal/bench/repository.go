@@ -32,15 +32,20 @@ func (b *bench) newRepository(name string) (*dir.Repository, func(), error) {
 
 // point makes a point of one disk: write is told the disk's device.
 func point(ctx context.Context, r repository.Repository, size int64, write func(block.Device) error) (repository.Point, error) {
-	return pointWith(ctx, r, size, repository.PointInfo{}, write)
+	return pointOf(ctx, r, vm, "bench", size, write)
 }
 
-// pointWith is point with what goes into its record.
-func pointWith(ctx context.Context, r repository.Repository, size int64, info repository.PointInfo, write func(block.Device) error) (repository.Point, error) {
-	d, err := r.Begin(ctx, repository.BeginOptions{VM: vm, Name: "bench"})
+// pointOf makes a point of a machine.
+func pointOf(ctx context.Context, r repository.Repository, vm repository.VMID, name string, size int64, write func(block.Device) error) (repository.Point, error) {
+	d, err := r.Begin(ctx, repository.BeginOptions{VM: vm, Name: name})
 	if err != nil {
 		return repository.Point{}, err
 	}
+	return fillPoint(ctx, d, size, repository.PointInfo{}, write)
+}
+
+// fillPoint makes a draft with one disk a point.
+func fillPoint(ctx context.Context, d repository.Draft, size int64, info repository.PointInfo, write func(block.Device) error) (repository.Point, error) {
 	x, err := d.AddDisk(ctx, "vda", size)
 	if err == nil {
 		err = write(x.Device())
@@ -93,13 +98,13 @@ func (b *bench) ingest(ctx context.Context) error {
 	own := struct{ commit, cpu []float64 }{}
 	qemuCPU := []float64{}
 	s, err := b.interleave(ctx,
-		subject{"sendense", func(ctx context.Context) (float64, error) {
+		subject{name: "sendense", run: func(ctx context.Context) (float64, error) {
 			settle()
 			t, err := b.ingestOnce(ctx, r, source)
 			own.commit, own.cpu = append(own.commit, t.commit), append(own.cpu, t.cpu)
 			return t.copied, err
 		}},
-		subject{"cp", func(ctx context.Context) (float64, error) {
+		subject{name: "cp", run: func(ctx context.Context) (float64, error) {
 			return fresh(func() error {
 				_, err := tool(ctx, "cp", "--reflink=never", source, target)
 				if err == nil {
@@ -108,12 +113,12 @@ func (b *bench) ingest(ctx context.Context) error {
 				return err
 			})
 		}},
-		subject{"qemu-nbd", func(ctx context.Context) (float64, error) {
+		subject{name: "qemu-nbd", run: func(ctx context.Context) (float64, error) {
 			seconds, cpu, err := b.ingestQEMU(ctx, source, target)
 			qemuCPU = append(qemuCPU, cpu)
 			return seconds, err
 		}},
-		subject{"qemu-img", func(ctx context.Context) (float64, error) {
+		subject{name: "qemu-img", run: func(ctx context.Context) (float64, error) {
 			return fresh(func() error {
 				_, err := tool(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, target)
 				if err == nil {
@@ -233,7 +238,7 @@ func (b *bench) incremental(ctx context.Context) error {
 	}
 	written := int64(len(changed)) * cluster
 	s, err := b.interleave(ctx,
-		subject{"sendense", func(ctx context.Context) (float64, error) {
+		subject{name: "sendense", run: func(ctx context.Context) (float64, error) {
 			settle()
 			var p repository.Point
 			seconds, err := timed(func() (err error) {
@@ -245,7 +250,7 @@ func (b *bench) incremental(ctx context.Context) error {
 			}
 			return seconds, r.Delete(ctx, vm, p.ID)
 		}},
-		subject{"raw", func(context.Context) (float64, error) {
+		subject{name: "raw", run: func(context.Context) (float64, error) {
 			target := filepath.Join(b.dir, "changes.raw")
 			defer os.Remove(target)
 			settle()

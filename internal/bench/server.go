@@ -20,6 +20,7 @@ type server struct {
 	uri    string
 	socket string
 	cmd    *exec.Cmd
+	up     func() error // nil once it can be used; default: its socket can be connected to
 	stderr bytes.Buffer
 }
 
@@ -66,16 +67,18 @@ func startAll(ctx context.Context, servers ...*server) (stop func(), err error) 
 	return stop, nil
 }
 
-// start starts the server and waits until clients can connect.
+// start starts the server and waits until it can be used.
 func (s *server) start(ctx context.Context) error {
 	s.cmd.Stderr = &s.stderr
+	if s.up == nil {
+		s.up = s.listens
+	}
 	if err := s.cmd.Start(); err != nil {
 		return err
 	}
 	for range 60_000 {
-		c, err := net.Dial("unix", s.socket)
-		if err == nil {
-			return c.Close()
+		if s.up() == nil {
+			return nil
 		}
 		if ctx.Err() != nil || syscall.Kill(s.cmd.Process.Pid, 0) != nil {
 			break
@@ -83,7 +86,15 @@ func (s *server) start(ctx context.Context) error {
 		time.Sleep(500 * time.Microsecond)
 	}
 	s.stop()
-	return errors.Join(ctx.Err(), fmt.Errorf("%s does not listen: %s", s.name, s.stderr.String()))
+	return errors.Join(ctx.Err(), fmt.Errorf("%s does not serve: %s", s.name, s.stderr.String()))
+}
+
+func (s *server) listens() error {
+	c, err := net.Dial("unix", s.socket)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // stop ends the server.
@@ -93,7 +104,7 @@ func (s *server) stop() {
 	kill := time.AfterFunc(5*time.Second, func() { _ = s.cmd.Process.Kill() })
 	_ = s.cmd.Wait()
 	kill.Stop()
-	os.Remove(s.socket)
+	os.Remove(s.socket) // if it is one
 }
 
 // cpu returns the CPU time that the server has used, in seconds.

@@ -84,7 +84,7 @@ func (b *bench) boot(ctx context.Context) error {
 			return err
 		}
 		got, err := b.interleave(ctx,
-			subject{"sendense/" + name, func(ctx context.Context) (float64, error) {
+			subject{name: "sendense/" + name, run: func(ctx context.Context) (float64, error) {
 				var x appliance.Session
 				seconds, err := timed(func() error {
 					err := s.run(ctx, &x, "boot", string(vm), "latest", "--disks-only")
@@ -98,7 +98,7 @@ func (b *bench) boot(ctx context.Context) error {
 				}
 				return seconds * 1000, err
 			}},
-			subject{"qemu-nbd/" + name, func(ctx context.Context) (float64, error) { return b.bootQEMU(ctx, s) }})
+			subject{name: "qemu-nbd/" + name, run: func(ctx context.Context) (float64, error) { return b.bootQEMU(ctx, s) }})
 		s.close()
 		if err != nil {
 			return err
@@ -202,8 +202,8 @@ func (b *bench) durable(ctx context.Context) error {
 		checks      bool
 	}{{"a flush after each", 1, 1, true}, {"32 in flight, a flush after 32", 32, 32, false}} {
 		got, err := b.interleave(ctx,
-			subject{"sendense", func(ctx context.Context) (float64, error) { return writes(ctx, x.Disks[0].URI, load.depth, load.sync) }},
-			subject{"qemu-nbd", func(ctx context.Context) (float64, error) { return writes(ctx, q.uri, load.depth, load.sync) }})
+			subject{name: "sendense", run: func(ctx context.Context) (float64, error) { return writes(ctx, x.Disks[0].URI, load.depth, load.sync) }},
+			subject{name: "qemu-nbd", run: func(ctx context.Context) (float64, error) { return writes(ctx, q.uri, load.depth, load.sync) }})
 		if err != nil {
 			return err
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/capture"
 	"github.com/sendense/sendense/image"
-	machines "github.com/sendense/sendense/internal/guest"
+	realguest "github.com/sendense/sendense/internal/guest"
 	"github.com/sendense/sendense/internal/repository"
 )
 
@@ -30,19 +30,19 @@ func (b *bench) guestBoot(ctx context.Context) (err error) {
 		b.logf("left out: guests take root")
 		return nil
 	}
-	cache, err := machines.CacheDir()
+	cache, err := realguest.CacheDir()
 	if err != nil {
 		return err
 	}
-	img, err := machines.Build(ctx, cache)
+	img, err := realguest.Build(ctx, cache)
 	if err != nil {
 		return err
 	}
-	accel, err := machines.Accel(ctx, cache, img)
+	accel, err := realguest.Accel(ctx, cache, img)
 	if err != nil {
 		return err
 	}
-	host, err := machines.StartHost(ctx, cache, accel)
+	host, err := realguest.StartHost(ctx, cache, accel)
 	if err != nil {
 		return err
 	}
@@ -68,8 +68,8 @@ func (b *bench) guestBoot(ctx context.Context) (err error) {
 	}
 	defer s.close()
 	got, err := b.interleave(ctx,
-		subject{"sendense", func(ctx context.Context) (float64, error) { return s.bootGuest(ctx, host) }},
-		subject{"local", func(ctx context.Context) (float64, error) {
+		subject{name: "sendense", run: func(ctx context.Context) (float64, error) { return s.bootGuest(ctx, host) }},
+		subject{name: "local", run: func(ctx context.Context) (float64, error) {
 			seconds, err := timed(func() error { return errors.Join(local.Start(ctx), up(ctx, local)) })
 			return seconds, errors.Join(err, local.Destroy(ctx))
 		}})
@@ -85,12 +85,12 @@ func (b *bench) guestBoot(ctx context.Context) (err error) {
 }
 
 // localGuest defines the guest on an image of its own.
-func (b *bench) localGuest(ctx context.Context, host *machines.Host, img machines.Image) (*machines.VM, string, error) {
+func (b *bench) localGuest(ctx context.Context, host *realguest.Host, img realguest.Image) (*realguest.VM, string, error) {
 	disk := filepath.Join(b.dir, "local.qcow2")
 	if err := img.CopyDisk(ctx, disk, "qcow2"); err != nil {
 		return nil, "", err
 	}
-	v, err := host.Define(ctx, machines.Spec{Name: "local", Image: img, Disks: []machines.Disk{{Target: "vda", Source: disk}}})
+	v, err := host.Define(ctx, realguest.Spec{Name: "local", Image: img, Disks: []realguest.Disk{{Target: "vda", Source: disk}}})
 	if err != nil {
 		return nil, "", err
 	}
@@ -98,14 +98,14 @@ func (b *bench) localGuest(ctx context.Context, host *machines.Host, img machine
 	return v, definition, err
 }
 
-func up(ctx context.Context, v *machines.VM) error {
+func up(ctx context.Context, v *realguest.VM) error {
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
 	return v.WaitAgent(ctx)
 }
 
 // bootGuest times the command, and the guest until its agent answers.
-func (s *site) bootGuest(ctx context.Context, host *machines.Host) (seconds float64, err error) {
+func (s *site) bootGuest(ctx context.Context, host *realguest.Host) (seconds float64, err error) {
 	var x appliance.Session
 	seconds, err = timed(func() error {
 		if err := s.run(ctx, &x, "boot", string(vm), "latest", "--connect", host.URI()); err != nil {
@@ -130,7 +130,11 @@ func (s *site) bootGuest(ctx context.Context, host *machines.Host) (seconds floa
 func chainOf(ctx context.Context, r repository.Repository, n int, from block.Device, info repository.PointInfo) error {
 	p := make([]byte, cluster)
 	for i := range n {
-		_, err := pointWith(ctx, r, from.Size(), info, func(d block.Device) error {
+		d, err := r.Begin(ctx, repository.BeginOptions{VM: vm, Name: "bench"})
+		if err != nil {
+			return err
+		}
+		_, err = fillPoint(ctx, d, from.Size(), info, func(d block.Device) error {
 			return block.MapAll(ctx, from, 0, from.Size(), func(e block.Extent) error {
 				for off := e.Off / cluster * cluster; e.Kind == block.Data && off < e.Off+e.Len; off += cluster {
 					if int(off/cluster*7919)%n != i {

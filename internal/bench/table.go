@@ -12,9 +12,10 @@ import (
 
 // row is one line of the table. A figure of 0 was not measured.
 type row struct {
-	figure, unit                         string
-	own, qemuNBD, nbdkit, qemuImg, plain float64
-	checks                               []check
+	figure, unit                       string
+	own, qemuNBD, qsd, nbdkit, qemuImg float64
+	guestfish, plain                   float64
+	checks                             []check
 }
 
 // check is a target and what became of it.
@@ -81,11 +82,11 @@ func field(path, name string) string {
 func (m machine) table(b *bench) string {
 	var w strings.Builder
 	fmt.Fprintf(&w, "%d MiB of random data, medians of %d runs.\n\n", b.size>>20, b.runs)
-	fmt.Fprintln(&w, "| figure | unit | Sendense | qemu-nbd | nbdkit | qemu-img | plain | target | got | |")
-	fmt.Fprintln(&w, "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |")
+	fmt.Fprintln(&w, "| figure | unit | Sendense | qemu-nbd | qsd | nbdkit | qemu-img | guestfish | plain | target | got | |")
+	fmt.Fprintln(&w, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |")
 	for _, r := range b.rows {
 		cells := []string{r.figure, r.unit}
-		for _, v := range []float64{r.own, r.qemuNBD, r.nbdkit, r.qemuImg, r.plain} {
+		for _, v := range []float64{r.own, r.qemuNBD, r.qsd, r.nbdkit, r.qemuImg, r.guestfish, r.plain} {
 			cells = append(cells, number(v))
 		}
 		if len(r.checks) == 0 {
