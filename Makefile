@@ -14,7 +14,7 @@ DEBIAN := gcc libc6-dev make pkg-config libnbd-dev libnbd-bin python3-libnbd \
 	nbdkit nbd-client fio libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients \
 	mmdebstrap e2fsprogs util-linux lvm2 zstd xz-utils bzip2 lz4 lzop cpio b3sum \
 	fdisk gdisk mdadm cryptsetup-bin thin-provisioning-tools xfsprogs btrfs-progs dosfstools exfatprogs ntfs-3g wimtools \
-	fuse3 xorriso genisoimage isolinux udftools mtools python3-hivex
+	fuse3 xorriso genisoimage isolinux udftools mtools python3-hivex libarchive-tools unzip curl
 
 # What only the peers of the benchmark need. The appliance of libguestfs boots a
 # kernel: that of the machine, if it has one.

@@ -108,6 +108,7 @@ func Handler(a *appliance.Appliance, o Options) http.Handler {
 		{"GET", "/vms/{vm}/points/{point}/files/find", s.findFiles},
 		{"GET", "/vms/{vm}/points/{point}/files/diff", s.diffFiles},
 		{"GET", "/vms/{vm}/points/{point}/files/content", s.fileContent},
+		{"GET", "/vms/{vm}/points/{point}/files/archive", s.archiveFiles},
 		{"GET", "/vms/{vm}/points/{point}/check", s.lastCheck},
 		{"GET", "/vms/{vm}/points/{point}/check/screen", s.checkScreen},
 		{"GET", "/vms/{vm}/points/{point}/files/places", s.filePlaces},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -80,6 +81,17 @@ func (f *File) RawName() string {
 		return string(f.NameBytes)
 	}
 	return f.Name
+}
+
+// Visible writes a name that a guest chose so that it cannot do anything to a
+// terminal: quoted, if it has something in it that cannot be seen.
+func Visible(name string) string {
+	for _, r := range name {
+		if r == utf8.RuneError || !strconv.IsGraphic(r) {
+			return strconv.QuoteToGraphic(name)
+		}
+	}
+	return name
 }
 
 // browsed is a place in an open point.
@@ -166,13 +178,17 @@ func (b *browsed) complete(ctx context.Context, f *File, e guestfs.Entry, xattrs
 		return err
 	}
 	list, err := b.guest.Xattrs(ctx, e.Node)
+	f.setXattrs(list)
+	return err
+}
+
+func (f *File) setXattrs(list []guestfs.Xattr) {
 	for _, x := range list {
 		if f.Xattrs == nil {
 			f.Xattrs = map[string][]byte{}
 		}
 		f.Xattrs[x.Name] = x.Value
 	}
-	return err
 }
 
 // List calls yield for each entry of a directory, with targets of links; for what
@@ -224,10 +240,12 @@ func (a *Appliance) Find(ctx context.Context, r FindRequest, yield func(File) er
 	}
 	defer b.close()
 	var stopped error
-	err = b.guest.Walk(ctx, b.entry.Node, r.Match, func(e guestfs.Entry) error {
-		f := newFile(e)
-		if err := b.complete(ctx, &f, e, r.Xattrs); err != nil && f.Error == "" {
-			f.Error = err.Error()
+	err = b.guest.WalkFull(ctx, b.entry.Node, r.Match, guestfs.Wanted{Xattrs: r.Xattrs}, func(e guestfs.FullEntry) error {
+		f := newFile(e.Entry)
+		f.Target = e.Target
+		f.setXattrs(e.Xattrs)
+		if e.XattrsErr != nil && f.Error == "" {
+			f.Error = e.XattrsErr.Error()
 		}
 		stopped = yield(f)
 		return stopped

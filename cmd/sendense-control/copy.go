@@ -27,20 +27,25 @@ func sortFiles(list []appliance.File) {
 
 func (s service) cp() *cobra.Command {
 	var verified bool
-	c := &cobra.Command{Use: "cp VM POINT PATH… DEST", Short: "Copy files out of a point", Args: cli.Args(4, 1<<10),
+	var format string
+	c := &cobra.Command{Use: "cp VM POINT PATH… DEST", Short: "Copy files out of a point, or make an archive of them", Args: cli.Args(4, 1<<10),
 		Long: "Cp copies files and directories of a point to a place here, with modes, times, hard\n" +
 			"links, holes, and, as far as this user may, owners and extended attributes. Links are\n" +
 			"copied as links. Devices, pipes and sockets are left out, and named. Nothing outside\n" +
-			"of DEST is touched, whatever is in the point.\n" + aboutPaths,
+			"of DEST is touched, whatever is in the point.\n\n" + aboutArchives + "\n\n" + aboutPaths,
 		RunE: func(c *cobra.Command, args []string) error {
 			paths, dest := args[2:len(args)-1], args[len(args)-1]
+			if dest == "-" {
+				return s.archive(c, appliance.ArchiveRequest{VM: args[0], Point: args[1], Paths: paths, Format: format, Verified: verified})
+			}
+			if c.Flags().Changed("format") {
+				return cli.Usagef("Give - in place of "+dest+" to have an archive written to standard output.", "--format is for archives, and %s is no such.", dest)
+			}
 			return s.with(c, false, func(conn *host.Connection) error {
 				x := &copier{ctx: c.Context(), conn: conn, warn: c.ErrOrStderr()}
-				for _, p := range paths {
-					r := appliance.FilesRequest{VM: args[0], Point: args[1], Path: p, Verified: verified}
-					if err := x.copy(r, dest, len(paths) > 1); err != nil {
-						return err
-					}
+				r := appliance.FilesRequest{VM: args[0], Point: args[1], Verified: verified}
+				if err := x.copyAll(r, paths, dest); err != nil {
+					return err
 				}
 				return s.Print(c, x.sum, func(w io.Writer) {
 					fmt.Fprintf(w, "copied %d files, %s", x.sum.Files, cli.Size(x.sum.Bytes))
@@ -52,6 +57,7 @@ func (s service) cp() *cobra.Command {
 			})
 		}}
 	c.Flags().BoolVar(&verified, "verified", false, "compare what is read with its digests")
+	c.Flags().StringVar(&format, "format", "tar", "of an archive: `tar` or zip")
 	return c
 }
 
@@ -74,16 +80,39 @@ type copier struct {
 	dirs  []appliance.File  // to get their modes and times when they are full
 }
 
-// copy copies what is at r.Path to dest: into it if it is a directory, or as it.
-func (x *copier) copy(r appliance.FilesRequest, dest string, into bool) error {
-	top, err := x.conn.Stat(x.ctx, r, false)
-	if err != nil {
-		return err
+// copyAll copies several paths.
+func (x *copier) copyAll(r appliance.FilesRequest, paths []string, dest string) error {
+	names := map[string]bool{}
+	var all []string
+	for _, p := range paths {
+		r.Path = p
+		top, err := x.conn.Stat(x.ctx, r, false)
+		if err != nil {
+			return err
+		}
+		name := path.Base(path.Clean("/" + top.Path))
+		if name == "/" {
+			name = r.Point
+		}
+		if names[name] {
+			return &appliance.Error{Code: appliance.CodeInvalid, Msg: fmt.Sprintf("Two of the paths end in %s, and one would be in the place of the other.", appliance.Visible(name)),
+				Hint: "Copy one after the other to different places, or a directory that both are in."}
+		}
+		names[name] = true
+		all = append(all, name)
 	}
-	name := path.Base(path.Clean("/" + top.Path))
-	if name == "/" {
-		name = r.Point
+	for i, p := range paths {
+		r.Path = p
+		if err := x.copy(r, all[i], dest, len(paths) > 1); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// copy copies what is at r.Path, which is called name, to dest: into it if it is a
+// directory, or as it.
+func (x *copier) copy(r appliance.FilesRequest, name, dest string, into bool) (err error) {
 	parent := dest
 	if st, err := os.Stat(dest); err == nil && st.IsDir() {
 		into = true
@@ -110,7 +139,7 @@ func (x *copier) at(f *appliance.File) string {
 
 func (x *copier) leaveOut(f *appliance.File, why string) {
 	x.sum.LeftOut = append(x.sum.LeftOut, f.Name+": "+why)
-	fmt.Fprintf(x.warn, "%s is left out: %s\n", visible(f.Name), why)
+	fmt.Fprintf(x.warn, "%s is left out: %s\n", appliance.Visible(f.Name), why)
 }
 
 // one copies one file of the walk.

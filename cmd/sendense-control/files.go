@@ -101,7 +101,7 @@ func (s service) list(c *cobra.Command, conn *host.Connection, r appliance.Files
 	printErr := s.Print(c, list, func(w io.Writer) {
 		if !long {
 			for _, f := range list {
-				fmt.Fprintln(w, visible(f.Name))
+				fmt.Fprintln(w, appliance.Visible(f.Name))
 			}
 			return
 		}
@@ -123,9 +123,9 @@ func longFile(f appliance.File) []any {
 	if f.Type == "block" || f.Type == "char" {
 		size = fmt.Sprintf("%d,%d", f.Major, f.Minor)
 	}
-	name := visible(f.Name)
+	name := appliance.Visible(f.Name)
 	if f.Target != "" {
-		name += " -> " + visible(f.Target)
+		name += " -> " + appliance.Visible(f.Target)
 	}
 	if f.Error != "" {
 		name += " (" + f.Error + ")"
@@ -162,17 +162,6 @@ func modeString(f appliance.File) string {
 	return letter + string(b)
 }
 
-// visible writes a name that a guest chose so that it cannot do anything to a
-// terminal.
-func visible(name string) string {
-	for _, r := range name {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u202e' || r == 0xfffd {
-			return strconv.QuoteToGraphic(name)
-		}
-	}
-	return name
-}
-
 func (s service) cat() *cobra.Command {
 	var r appliance.FilesRequest
 	c := &cobra.Command{Use: "cat VM POINT PATH", Short: "Write a file of a point to standard output", Args: cli.Args(3, 3), Long: "Cat writes the content of a file.\n" + aboutPaths,
@@ -197,7 +186,7 @@ func cutOff(name string, got, want int64, err error) error {
 	if err == nil && got == want {
 		return nil
 	}
-	return &appliance.Error{Code: appliance.CodeInterrupted, Err: err, Msg: fmt.Sprintf("%s could not be read behind byte %d of %d.", visible(name), got, want),
+	return &appliance.Error{Code: appliance.CodeInterrupted, Err: err, Msg: fmt.Sprintf("%s could not be read behind byte %d of %d.", appliance.Visible(name), got, want),
 		Hint: "Find out whether the point is sound with: sendense-control verify"}
 }
 
@@ -301,7 +290,7 @@ func (s service) runFind(c *cobra.Command, conn *host.Connection, r appliance.Fi
 				found = append(found, foundIn{p, f})
 				return nil
 			}
-			line := visible(f.Name)
+			line := appliance.Visible(f.Name)
 			if r.Point == "" {
 				line = p + "  " + line
 			}
@@ -351,9 +340,9 @@ func (s service) diff() *cobra.Command {
 func changeLine(x appliance.FileChange) string {
 	letter := map[guestfs.What]string{guestfs.Added: "A", guestfs.Removed: "R", guestfs.Changed: "C", guestfs.Touched: "M"}[x.What]
 	if letter == "" {
-		return "? " + visible(x.Path) + ": " + x.Error
+		return "? " + appliance.Visible(x.Path) + ": " + x.Error
 	}
-	return letter + " " + visible(x.Path)
+	return letter + " " + appliance.Visible(x.Path)
 }
 
 func (s service) versions() *cobra.Command {

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 // Print prints the result of a command: with --json v, else what text writes.
@@ -58,4 +60,14 @@ func Size(bytes int64) string {
 		v, u = v/1024, u+1
 	}
 	return fmt.Sprintf("%s %ciB", strings.TrimSuffix(fmt.Sprintf("%.1f", v), ".0"), units[u])
+}
+
+// ToTerminal reports whether the result of a command goes to a terminal.
+func (p *Program) ToTerminal(c *cobra.Command) bool {
+	out := c.OutOrStdout()
+	if r, ok := out.(*results); ok {
+		out = r.w
+	}
+	f, ok := out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }

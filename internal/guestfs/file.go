@@ -21,6 +21,8 @@ type File struct {
 	node Node
 	size int64
 
+	data []byte // all of it, if it is not nil
+
 	mu   sync.Mutex // guards the field below
 	runs []run      // known ones, by offset
 }
@@ -65,20 +67,40 @@ func (f *File) at(ctx context.Context, off int64) (tree.Extent, error) {
 	if err != nil {
 		return tree.Extent{}, err
 	}
-	pos := off
-	found := make([]run, 0, len(reply.Extents))
-	for _, e := range reply.Extents {
-		if err := f.check(e, f.size-pos); err != nil {
-			return tree.Extent{}, err
-		}
-		found = append(found, run{pos, e})
-		pos += e.Len
+	found, err := f.runsOf(reply.Extents, off)
+	if err != nil {
+		return tree.Extent{}, err
 	}
 	if len(found) == 0 {
 		return tree.Extent{}, errProtocol
 	}
 	f.remember(found)
 	return found[0].Extent, nil
+}
+
+// runsOf places extents that follow each other, from byte off on.
+func (f *File) runsOf(list []tree.Extent, off int64) ([]run, error) {
+	found := make([]run, 0, len(list))
+	for _, e := range list {
+		if err := f.check(e, f.size-off); err != nil {
+			return nil, err
+		}
+		found = append(found, run{off, e})
+		off += e.Len
+	}
+	return found, nil
+}
+
+// know takes what came with an entry of a walk.
+func (f *File) know(e *proto.Entry) error {
+	if int64(len(e.Data)) == f.size {
+		f.data = e.Data
+	}
+	found, err := f.runsOf(e.Extents, 0)
+	if err == nil && len(found) > 0 {
+		f.remember(found)
+	}
+	return err
 }
 
 // remember keeps extents that follow each other.
@@ -166,6 +188,10 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) error {
 
 // readCoded has the confined process read what is not stored as it is.
 func (f *File) readCoded(ctx context.Context, p []byte, off int64) error {
+	if f.data != nil {
+		copy(p, f.data[off:])
+		return nil
+	}
 	for len(p) > 0 {
 		n := min(len(p), 1<<20)
 		r, err := f.g.call(ctx, proto.Request{Op: proto.Read, Node: f.node, Off: off, N: int64(n)})
@@ -198,6 +224,27 @@ func (f *File) Locate(ctx context.Context, dst []block.Location, off, n int64) (
 		return err
 	})
 	return dst, err
+}
+
+// Data returns the first run at or behind byte off that is no hole. Both ends are
+// the size if there is none.
+func (f *File) Data(ctx context.Context, off int64) (from, to int64, err error) {
+	for from = off; off < f.size; {
+		e, err := f.at(ctx, off)
+		if err != nil {
+			return 0, 0, err
+		}
+		off += e.Len
+		if e.Kind != fsys.Hole {
+			to = off
+			continue
+		}
+		if to > from {
+			return from, to, nil
+		}
+		from = off
+	}
+	return from, max(from, to), nil
 }
 
 // Map implements block.Mapper: what is a hole in the file, or on the disk beneath

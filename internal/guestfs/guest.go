@@ -56,6 +56,11 @@ var (
 	ErrDied = errors.New("the process that reads the guest's file systems has ended")
 )
 
+// OwnFault reports whether an error says that something is wrong with what is in
+// the guest's file systems, and not with the disks that they are on or with who
+// reads them.
+func OwnFault(err error) bool { return proto.Remote(err) && !errors.Is(err, fsys.ErrVolume) }
+
 // Main does the work of a confined process, and exits, if that is what this
 // process was started for.
 func Main() { sandbox.Run(map[string]sandbox.Task{child.Task: child.Run}) }

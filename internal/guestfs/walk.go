@@ -13,20 +13,64 @@ import (
 // of names; names are paths from n, which is ".". An error of an entry is what
 // kept it, or what is in it, from being read.
 func (g *Guest) Walk(ctx context.Context, n Node, m Match, visit func(Entry) error) error {
-	begun, err := g.call(ctx, proto.Request{Op: proto.Walk, Node: n, Match: m})
+	return g.walk(ctx, proto.Request{Node: n, Match: m}, func(e *proto.Entry) error { return visit(unpack(e)) })
+}
+
+func unpack(e *proto.Entry) Entry { return Entry{e.Name, e.Node, e.Attr.Unpack(), e.Err.Unpack()} }
+
+func (g *Guest) walk(ctx context.Context, r proto.Request, visit func(*proto.Entry) error) error {
+	r.Op = proto.Walk
+	begun, err := g.call(ctx, r)
 	if err != nil {
 		return err
 	}
 	return g.stream(ctx, begun.Stream, func(r proto.Reply) error {
-		for _, e := range r.Entries {
-			if !relative(e.Name) {
+		for i := range r.Entries {
+			if !relative(r.Entries[i].Name) {
 				return errProtocol
 			}
-			if err := visit(Entry{e.Name, e.Node, e.Attr.Unpack(), e.Err.Unpack()}); err != nil {
+			if err := visit(&r.Entries[i]); err != nil {
 				return err
 			}
 		}
 		return nil
+	})
+}
+
+// FullEntry is an entry with what it takes to copy it.
+type FullEntry struct {
+	Entry
+	Target    string // of a symbolic link
+	Xattrs    []Xattr
+	XattrsErr error
+	File      *File // of a regular file
+}
+
+// Wanted says what a FullEntry is to have: all of them have their target.
+type Wanted struct{ Xattrs, Files bool }
+
+// WalkFull is Walk with what it takes to copy, which is told all at once.
+func (g *Guest) WalkFull(ctx context.Context, n Node, m Match, w Wanted, visit func(FullEntry) error) error {
+	r := proto.Request{Node: n, Match: m, More: proto.Targets}
+	if w.Xattrs {
+		r.More |= proto.AllXattrs
+	}
+	if w.Files {
+		r.More |= proto.Places
+	}
+	return g.walk(ctx, r, func(e *proto.Entry) error {
+		x := FullEntry{Entry: unpack(e), Target: e.Target, Xattrs: e.Xattrs, XattrsErr: e.XattrsErr.Unpack()}
+		if w.Files && x.Err == nil && x.Attr.Mode.IsRegular() {
+			f, err := g.OpenFile(x.Entry)
+			if err != nil {
+				return err
+			}
+			if err := f.know(e); err != nil {
+				return err
+			}
+			x.File = f
+		}
+		return visit(x)
 	})
 }
 

@@ -21,6 +21,7 @@ var levels = map[string]int{
 	"fusemount":           1,
 	"internal/guestfs":    1,
 	"internal/machine":    1,
+	"internal/archive":    1,
 	"internal/nbdclient":  1,
 	"internal/state":      1,
 	"capture":             2,

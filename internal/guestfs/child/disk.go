@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"sync"
+
+	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
 // disks reads disks through a socket: requests of the number of the read and of
@@ -49,8 +51,6 @@ func newDisks(c net.Conn) *disks {
 	return d
 }
 
-var errDisk = errors.New("the disk cannot be read there")
-
 func (d *disks) receive(r io.Reader) error {
 	var head [answerLen]byte
 	for {
@@ -66,7 +66,7 @@ func (d *disks) receive(r io.Reader) error {
 		case x == nil:
 			return fmt.Errorf("answer to read %d, which nobody made", id)
 		case status != 0:
-			x.done <- errDisk
+			x.done <- fsys.ErrVolume
 			continue
 		case int(n) != len(x.p):
 			return fmt.Errorf("answer of %d bytes to a read of %d", n, len(x.p))

@@ -2,6 +2,8 @@ package child
 
 import (
 	"errors"
+	"io"
+	"io/fs"
 	"slices"
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
@@ -18,8 +20,9 @@ type stream struct {
 }
 
 const (
-	batchEntries = 2000 // of a stream or of a listing at a time
-	maxStreams   = 8
+	batchEntries = 2000    // of a stream or of a listing at a time
+	batchBytes   = 1 << 20 // of names and what comes with them, in a batch of a stream
+	maxStreams   = 32      // a download holds one for as long as it takes
 	maxLists     = 8
 )
 
@@ -81,13 +84,18 @@ func (s *server) walk(m *tree.System, r *proto.Request) (proto.Reply, error) {
 	}
 	return s.begin(func(send func(proto.Reply) error) error {
 		var batch []proto.Entry
+		size := 0
 		err := m.Find(r.Node, r.Match, func(name string, n tree.Node, a fsys.Attr, err error) error {
-			batch = append(batch, proto.Entry{Name: name, Node: n, Attr: proto.PackAttr(a), Err: proto.PackError(err)})
-			if len(batch) < batchEntries {
+			e := proto.Entry{Name: name, Node: n, Attr: proto.PackAttr(a), Err: proto.PackError(err)}
+			if err == nil {
+				complete(m, &e, a, r.More)
+			}
+			batch = append(batch, e)
+			if size += entryBytes(&e); len(batch) < batchEntries && size < batchBytes {
 				return nil
 			}
 			full := batch
-			batch = nil
+			batch, size = nil, 0
 			return send(proto.Reply{Entries: full})
 		})
 		if err == nil && len(batch) > 0 {
@@ -95,6 +103,50 @@ func (s *server) walk(m *tree.System, r *proto.Request) (proto.Reply, error) {
 		}
 		return err
 	})
+}
+
+// smallFile is what comes with an entry if it has to be read here, in bytes.
+const smallFile = 16 << 10
+
+// complete adds to an entry what is wanted beside attributes.
+func complete(m *tree.System, e *proto.Entry, a fsys.Attr, more proto.More) {
+	var err error
+	if more&proto.Targets != 0 && a.Mode.Type() == fs.ModeSymlink {
+		if e.Target, err = m.Readlink(e.Node); err != nil {
+			e.Err = proto.PackError(err)
+			return
+		}
+	}
+	if more&proto.AllXattrs != 0 {
+		if e.Xattrs, err = m.Xattrs(e.Node); err != nil {
+			e.XattrsErr = proto.PackError(err)
+		}
+	}
+	if more&proto.Places == 0 || !a.Mode.IsRegular() || a.Size == 0 {
+		return
+	}
+	// What is wrong with them is told to who asks again.
+	if e.Extents, err = m.Extents(e.Node, 0, a.Size); err != nil || len(e.Extents) > maxPlaces {
+		e.Extents = nil
+	}
+	if a.Size <= smallFile && slices.ContainsFunc(e.Extents, func(x tree.Extent) bool { return x.Kind == fsys.Opaque }) {
+		b := make([]byte, a.Size)
+		if n, err := m.ReadAt(e.Node, b, 0); n == len(b) && (err == nil || errors.Is(err, io.EOF)) {
+			e.Data = b
+		}
+	}
+}
+
+// maxPlaces is how many extents come with an entry.
+const maxPlaces = 1000
+
+// entryBytes is about what an entry takes.
+func entryBytes(e *proto.Entry) int {
+	n := len(e.Name) + len(e.Target) + 20*len(e.Extents) + len(e.Data)
+	for _, x := range e.Xattrs {
+		n += len(x.Name) + len(x.Value)
+	}
+	return n
 }
 
 // diff begins a comparison of machine 0 with machine 1.
@@ -105,13 +157,14 @@ func (s *server) diff(m *tree.System, r *proto.Request) (proto.Reply, error) {
 	}
 	return s.begin(func(send func(proto.Reply) error) error {
 		var batch []proto.Change
+		names := 0
 		err := m.Diff(r.Node, newer, r.Other, s.dirtyOf(), func(c tree.Change) error {
 			batch = append(batch, proto.Change{Path: c.Path, What: c.What, Old: proto.PackAttr(c.Old), New: proto.PackAttr(c.New), Err: c.Err})
-			if len(batch) < batchEntries {
+			if names += len(c.Path); len(batch) < batchEntries && names < batchBytes {
 				return nil
 			}
 			full := batch
-			batch = nil
+			batch, names = nil, 0
 			return send(proto.Reply{Changes: full})
 		})
 		if err == nil && len(batch) > 0 {

@@ -32,6 +32,9 @@ var (
 	ErrCorrupt = errors.New("file system is damaged")
 	// ErrUnsupported says that the reader would have to guess: it names a feature.
 	ErrUnsupported = errors.New("not supported")
+	// ErrVolume says that the volume could not be read, which is no fault of what is
+	// on it.
+	ErrVolume = errors.New("the disk cannot be read there")
 )
 
 // ID is the number of an inode, which a reader chooses. It stays the same for as

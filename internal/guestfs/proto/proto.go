@@ -67,7 +67,18 @@ type Request struct {
 	Ranges      [][2]int64 `cbor:"14,keyasint,omitempty"` // of Dirty: offset and length
 	Match       tree.Match `cbor:"15,keyasint,omitempty"` // of Walk
 	Key         string     `cbor:"16,keyasint,omitempty"` // of Registry, in the hive at Path
+	More        More       `cbor:"17,keyasint,omitempty"` // of Walk
 }
+
+// More says what entries of a walk come with, beside their attributes.
+type More uint8
+
+// What there may be more.
+const (
+	Targets   More = 1 << iota // of symbolic links
+	AllXattrs                  // extended attributes
+	Places                     // the first extents of files, and what is in small ones that lies nowhere as it is
+)
 
 // Disk is a disk of a machine. Number is what reads name it by.
 type Disk struct {
@@ -110,6 +121,12 @@ type Entry struct {
 	Node tree.Node `cbor:"2,keyasint"`
 	Attr Attr      `cbor:"3,keyasint"`
 	Err  *Error    `cbor:"4,keyasint,omitempty"` // why there are none
+
+	Target    string        `cbor:"5,keyasint,omitempty"`
+	Xattrs    []fsys.Xattr  `cbor:"6,keyasint,omitempty"`
+	XattrsErr *Error        `cbor:"7,keyasint,omitempty"`
+	Extents   []tree.Extent `cbor:"8,keyasint,omitempty"`
+	Data      []byte        `cbor:"9,keyasint,omitempty"` // all of a small file
 }
 
 // Change is a difference between two machines.
@@ -166,8 +183,9 @@ type Error struct {
 	Nearest string `cbor:"4,keyasint,omitempty"`
 }
 
-// known are the errors that keep their identity.
-var known = []error{nil, fs.ErrNotExist, tree.ErrNotDir, fsys.ErrCorrupt, fsys.ErrUnsupported, fsys.ErrNotFound, tree.ErrNoRoot, io.EOF, ErrStream}
+// known are the errors that keep their identity; of several in one the first does.
+var known = []error{nil, fsys.ErrVolume, fs.ErrNotExist, tree.ErrNotDir, fsys.ErrCorrupt, fsys.ErrUnsupported, fsys.ErrNotFound,
+	tree.ErrNoRoot, io.EOF, ErrStream}
 
 // ErrStream says that there is no such stream.
 var ErrStream = errors.New("no such stream")
@@ -204,6 +222,12 @@ func (p *Error) Unpack() error {
 		err = &tree.PathError{Path: p.Path, Nearest: p.Nearest, Err: err}
 	}
 	return err
+}
+
+// Remote reports whether an error is one that the other side sent.
+func Remote(err error) bool {
+	var r *remote
+	return errors.As(err, &r)
 }
 
 type remote struct {

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/internal/cli"
+	"github.com/sendense/sendense/internal/host"
+)
+
+const aboutArchives = "If DEST is -, an archive is written to standard output. A tar has all there is, but\n" +
+	"for sockets: extract it with tar -xp --xattrs --xattrs-include='*', or bsdtar -xp. A zip\n" +
+	"has files, directories and links, with modes, owners and times. What is left out or has\n" +
+	"another name is told in an entry called sendense-remarks.txt. What was copied is told\n" +
+	"on standard error: with --json as one line of JSON."
+
+// archive writes files of a point to standard output.
+func (s service) archive(c *cobra.Command, r appliance.ArchiveRequest) error {
+	if s.ToTerminal(c) {
+		return cli.Usagef("Send it to a file or a program, as in: "+c.CommandPath()+" … - > files."+r.Format, "An archive is nothing to show on a terminal.")
+	}
+	return s.with(c, false, func(conn *host.Connection) error {
+		sum, err := conn.Archive(c.Context(), r, c.OutOrStdout())
+		if err != nil {
+			return err
+		}
+		w := c.ErrOrStderr()
+		if s.JSON {
+			return json.NewEncoder(w).Encode(sum)
+		}
+		fmt.Fprintf(w, "copied %d files, %s", sum.Files, cli.Size(sum.Bytes))
+		if sum.LeftOut > 0 {
+			fmt.Fprintf(w, "; left out %d", sum.LeftOut)
+		}
+		if sum.Changed > 0 {
+			fmt.Fprintf(w, "; changed %d", sum.Changed)
+		}
+		if sum.Remarks != "" {
+			fmt.Fprintf(w, "; see %s in the archive", sum.Remarks)
+		}
+		fmt.Fprintln(w)
+		return nil
+	})
+}
