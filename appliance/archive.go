@@ -150,7 +150,11 @@ func (p *packer) put(ctx context.Context, it *item) error {
 		}
 	}
 	if it.err != nil {
-		return p.leaveOut(ctx, it.Name, it.err)
+		what := fmt.Sprintf("%q", it.Name)
+		if it.Mode.IsDir() { // it is in the archive already
+			what = "some or all of what is in " + what
+		}
+		return p.leaveOut(ctx, what, it.err)
 	}
 	if it.link != nil {
 		it.Link = it.link.name
@@ -188,20 +192,20 @@ func (p *packer) refused(ctx context.Context, it *item, err error) error {
 	case errors.Is(err, archive.ErrType):
 		why = fmt.Sprintf("a %s cannot have it: %s", p.x.format, kind(it.Mode))
 	case !archive.IsReason(refused.Err):
-		return p.leaveOut(ctx, it.Name, refused.Err)
+		return p.leaveOut(ctx, fmt.Sprintf("%q", it.Name), refused.Err)
 	}
 	p.sum.LeftOut++
 	return p.remark(ctx, fmt.Sprintf("left out: %q: %s", it.Name, why))
 }
 
-// leaveOut notes a file that cannot be read. Where that is not the guest's own doing
-// the error is returned instead.
-func (p *packer) leaveOut(ctx context.Context, name string, err error) error {
+// leaveOut notes what cannot be read. Where that is not the guest's own doing the
+// error is returned instead.
+func (p *packer) leaveOut(ctx context.Context, what string, err error) error {
 	if !guestfs.OwnFault(err) {
 		return err
 	}
 	p.sum.LeftOut++
-	return p.remark(ctx, fmt.Sprintf("left out: %q: %v", name, err))
+	return p.remark(ctx, fmt.Sprintf("left out: %s: %v", what, err))
 }
 
 // maxRemarks is how much text of remarks is kept before it is written, in bytes.

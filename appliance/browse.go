@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
 	"time"
 
@@ -213,32 +214,64 @@ func (a *Appliance) openDisks(ctx context.Context, p Point, verified bool) ([]re
 // filesError turns what a guest's file systems report into what a user is told.
 func filesError(p Point, path string, err error) error {
 	var at *guestfs.PathError
-	isPath := errors.As(err, &at)
-	if isPath {
+	if errors.As(err, &at) {
 		path = at.Path
 	}
-	list := fmt.Sprintf("List what there is with: sendense-control ls %s %s", p.VM, p.ID)
+	e := &Error{Err: err, Hint: nearest(p, at)}
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, guestfs.ErrNoRoot):
-		return &Error{Code: CodeNotFound, Err: err, Msg: "No operating system was found on the disks, so there is no path that begins with a slash.",
-			Hint: fmt.Sprintf("Name the file system by its position, as disk-0/p1/…: sendense-control ls %s %s disk-0", p.VM, p.ID)}
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, guestfs.ErrNotDir):
-		e := &Error{Code: CodeNotFound, Err: err, Msg: fmt.Sprintf("There is no %s in point %s.", path, p.ID), Hint: list + "."}
-		if isPath && at.Nearest != "" {
-			e.Hint = fmt.Sprintf("The nearest that exists is %s. List it with: sendense-control ls %s %s %s", at.Nearest, p.VM, p.ID, at.Nearest)
-		}
-		return e
+		e.Code, e.Msg = CodeNotFound, "No operating system was found on the disks, so there is no path that begins with a slash."
+		e.Hint = fmt.Sprintf("Name the file system by its position, as disk-0/p1/…: sendense-control ls %s %s disk-0", p.VM, p.ID)
+	case errors.Is(err, guestfs.ErrVolume):
+		e.Code, e.Msg = CodeCorrupt, sentence(err.Error())
+		e.Hint = fmt.Sprintf("Find out what is damaged with: sendense-control verify %s --point %s", p.VM, p.ID)
+	case guestfs.OwnFault(err) && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, guestfs.ErrNotDir)):
+		e.Code, e.Msg = CodeNotFound, fmt.Sprintf("There is no %s in point %s.", Visible(path), p.ID)
+	case errors.Is(err, guestfs.ErrLinks):
+		e.Code, e.Msg = CodeInvalid, fmt.Sprintf("%s leads through too many symbolic links.", Visible(path))
+	case errors.Is(err, guestfs.ErrNoFS):
+		e.Code, e.Msg = CodeInvalid, fmt.Sprintf("%s cannot be read: there is no file system that is known.", Visible(path))
 	case errors.Is(err, guestfs.ErrUnsupported):
-		return &Error{Code: CodeInvalid, Err: err, Msg: sentence(err.Error()),
-			Hint: "Export the disk and open it with a system that can read it: sendense-control export."}
+		e.Code, e.Msg = CodeInvalid, sentence(err.Error())
+		e.Hint = "Export the disk and open it with a system that can read it: sendense-control export."
 	case errors.Is(err, guestfs.ErrCorrupt):
-		return &Error{Code: CodeCorrupt, Err: err, Msg: sentence("the guest's own file system: " + err.Error()),
-			Hint: fmt.Sprintf("It was so on the guest's disk if this finds nothing: sendense-control verify %s --point %s", p.VM, p.ID)}
+		e.Code, e.Msg = CodeCorrupt, sentence("the guest's own file system: "+err.Error())
+		e.Hint = fmt.Sprintf("It was so on the guest's disk if this finds nothing: sendense-control verify %s --point %s", p.VM, p.ID)
 	case errors.Is(err, guestfs.ErrDied):
-		return &Error{Code: CodeCorrupt, Err: err, Msg: sentence(err.Error()),
-			Hint: "What is on the disk may be damaged or hostile. Other points and exports are not affected."}
+		e.Code, e.Msg = CodeCorrupt, sentence(err.Error())
+		e.Hint = "What is on the disk may be damaged or hostile. Other points and exports are not affected."
+	default:
+		return userError(err)
 	}
-	return userError(err)
+	return e
+}
+
+// nearest tells of what there is as far as a path could be followed.
+func nearest(p Point, at *guestfs.PathError) string {
+	list := fmt.Sprintf("sendense-control ls %s %s", p.VM, p.ID)
+	switch {
+	case at == nil || at.Nearest == "":
+		return "List what there is with: " + list
+	case at.Nearest == ".":
+		return "The nearest that exists is where the disks are. List them with: " + list
+	}
+	hint := fmt.Sprintf("The nearest that exists is %s.", Visible(at.Nearest))
+	if word := shellWord(at.Nearest); word != "" {
+		hint += fmt.Sprintf(" List it with: %s %s", list, word)
+	}
+	return hint
+}
+
+// shellWord writes a name as a word for a shell; none if that takes more than
+// quotes.
+func shellWord(name string) string {
+	if Visible(name) != name {
+		return ""
+	}
+	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+:@") == "" {
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }

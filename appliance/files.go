@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -275,7 +276,7 @@ func (a *Appliance) OpenFile(ctx context.Context, r FilesRequest) (*Content, err
 	if !b.entry.Attr.Mode.IsRegular() {
 		defer b.close()
 		f := newFile(b.entry)
-		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s is no file, but of type %s.", b.entry.Name, f.Type),
+		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s is no file, but of type %s.", Visible(cmp.Or(b.entry.Name, ".")), f.Type),
 			Hint: "Name a file; list directories with: sendense-control ls"}
 	}
 	f, err := b.guest.OpenFile(b.entry)
@@ -385,19 +386,23 @@ type FileVersion struct {
 }
 
 // Versions tells what a path was in each point of a machine, oldest first. Points
-// that follow each other and have the same are told together.
+// that follow each other and have the same are told together. It is an error if
+// there is nothing at the path in any of them.
 func (a *Appliance) Versions(ctx context.Context, vm, where string) ([]FileVersion, error) {
 	points, err := a.Points(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
 	var list []FileVersion
+	var last error
+	found := false
 	for _, p := range points {
 		v := FileVersion{Points: []string{string(p.ID)}}
 		f, err := a.Stat(ctx, FilesRequest{VM: vm, Point: string(p.ID), Path: where}, false)
+		last = err
 		switch {
 		case err == nil:
-			v.File = &f
+			v.File, found = &f, true
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, guestfs.ErrNotDir):
@@ -408,6 +413,9 @@ func (a *Appliance) Versions(ctx context.Context, vm, where string) ([]FileVersi
 			continue
 		}
 		list = append(list, v)
+	}
+	if !found {
+		return nil, last
 	}
 	return list, nil
 }

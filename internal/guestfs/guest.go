@@ -49,9 +49,12 @@ const (
 // Errors that say what is wrong, beside fs.ErrNotExist.
 var (
 	ErrNotDir      = tree.ErrNotDir
+	ErrLinks       = tree.ErrLinks
 	ErrNoRoot      = tree.ErrNoRoot
 	ErrCorrupt     = fsys.ErrCorrupt
 	ErrUnsupported = fsys.ErrUnsupported
+	ErrNoFS        = fsys.ErrNotFound
+	ErrVolume      = fsys.ErrVolume
 	// ErrDied says that the process which read the disks has ended.
 	ErrDied = errors.New("the process that reads the guest's file systems has ended")
 )

@@ -185,7 +185,7 @@ type Error struct {
 
 // known are the errors that keep their identity; of several in one the first does.
 var known = []error{nil, fsys.ErrVolume, fs.ErrNotExist, tree.ErrNotDir, fsys.ErrCorrupt, fsys.ErrUnsupported, fsys.ErrNotFound,
-	tree.ErrNoRoot, io.EOF, ErrStream}
+	tree.ErrNoRoot, io.EOF, ErrStream, tree.ErrLinks}
 
 // ErrStream says that there is no such stream.
 var ErrStream = errors.New("no such stream")

@@ -13,7 +13,7 @@ const maxLinks = 40
 // PathError says how far a path could be followed.
 type PathError struct {
 	Path    string // as it was asked for
-	Nearest string // the longest part that exists
+	Nearest string // the longest part that exists; "." is the top of the tree by position
 	Err     error
 }
 
@@ -39,7 +39,11 @@ func (s *System) Resolve(path string, follow bool) (Node, string, error) {
 	}
 	w.stack = []step{{node: w.base}}
 	if err := w.follows(path); err != nil {
-		return Node{}, "", &PathError{path, w.where(), err}
+		nearest := w.where()
+		if nearest == "" {
+			nearest = "."
+		}
+		return Node{}, "", &PathError{path, nearest, err}
 	}
 	return w.top().node, w.where(), nil
 }
@@ -130,7 +134,7 @@ func (w *walker) step(name string, last bool) (target string, err error) {
 		return "", nil
 	}
 	if w.links++; w.links > maxLinks {
-		return "", errors.New("too many symbolic links")
+		return "", ErrLinks
 	}
 	if target, err = w.s.Readlink(n); err != nil || target == "" {
 		return "", errors.Join(err, fs.ErrNotExist)
@@ -159,5 +163,8 @@ func (w *walker) notDir(err error) error {
 	return err
 }
 
-// ErrNotDir says that something is no directory.
-var ErrNotDir = errors.New("not a directory")
+// Errors of paths that lead nowhere.
+var (
+	ErrNotDir = errors.New("not a directory")
+	ErrLinks  = errors.New("too many symbolic links")
+)

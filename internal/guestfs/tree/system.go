@@ -218,7 +218,8 @@ type Entry struct {
 	Type fs.FileMode `cbor:"3,keyasint"` // type bits, or fs.ModeIrregular if not known
 }
 
-// ReadDir returns the entries of a directory, in the order of the disk.
+// ReadDir returns the entries of a directory, in the order of the disk. An error
+// beside them says that some are missing.
 func (s *System) ReadDir(dir Node) ([]Entry, error) {
 	if dir.FS == 0 {
 		return s.readNames(dir.ID)
@@ -228,12 +229,18 @@ func (s *System) ReadDir(dir Node) ([]Entry, error) {
 		return nil, err
 	}
 	var list []Entry
+	bad := 0
 	err = f.ReadDir(dir.ID, func(e fsys.Entry) bool {
-		if validName(e.Name) {
-			list = append(list, Entry{e.Name, s.crossed(Node{dir.FS, e.ID}), e.Type})
+		if !validName(e.Name) {
+			bad++
+			return true
 		}
+		list = append(list, Entry{e.Name, s.crossed(Node{dir.FS, e.ID}), e.Type})
 		return true
 	})
+	if bad > 0 {
+		err = errors.Join(err, fmt.Errorf("%d entries with names that no path can have: %w", bad, fsys.ErrCorrupt))
+	}
 	return append(list, s.driveEntries(dir)...), err
 }
 
