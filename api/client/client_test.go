@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/sendense/sendense/api"
@@ -148,6 +150,40 @@ func pretend(t *testing.T, answer func(*bufio.ReadWriter)) *client.Client {
 	}
 	t.Cleanup(c.Close)
 	return c
+}
+
+func TestAnArchiveIsWholeOrAnError(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\n\r\n"
+	const trailers = "Sendense-Files: 1\r\nSendense-Bytes: 2\r\nSendense-Left-Out: 3\r\nSendense-Changed: 4\r\nSendense-Remarks: x\r\n"
+	for _, test := range []struct {
+		name, answer string
+		code         appliance.Code
+	}{
+		{"with all of it", head + "5\r\nhello\r\n0\r\n" + trailers + "\r\n", ""},
+		{"that breaks off in a chunk", head + "5\r\nhel", appliance.CodeInterrupted},
+		{"that breaks off between chunks", head + "5\r\nhello\r\n", appliance.CodeInterrupted},
+		{"that breaks off in the trailers", head + "5\r\nhello\r\n0\r\n" + trailers[:30], appliance.CodeInterrupted},
+		{"that ends without trailers", head + "5\r\nhello\r\n0\r\n\r\n", appliance.CodeInterrupted},
+		{"of somebody who speaks HTTP/1.0", "HTTP/1.0 200 OK\r\n\r\nhello", appliance.CodeInterrupted},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := pretend(t, func(rw *bufio.ReadWriter) { rw.WriteString(test.answer) })
+			var got bytes.Buffer
+			sum, err := c.Archive(t.Context(), appliance.ArchiveRequest{VM: "web1", Point: "latest"}, &got)
+			if code(err) != test.code || err == nil && (got.String() != "hello" || sum != appliance.ArchiveSummary{Files: 1, Bytes: 2, LeftOut: 3, Changed: 4, Remarks: "x"}) {
+				t.Errorf("got %q, %+v, %v, want code %q", got.String(), sum, err, test.code)
+			}
+		})
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	c := pretend(t, func(rw *bufio.ReadWriter) { rw.WriteString(head + "5\r\nhello\r\n0\r\n" + trailers + "\r\n") })
+	if _, err := c.Archive(t.Context(), appliance.ArchiveRequest{}, full); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("to a full disk: got %v, want that nothing is free", err)
+	}
 }
 
 func TestAServerThatGoesAwayIsUnreachable(t *testing.T) {

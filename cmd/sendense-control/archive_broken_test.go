@@ -119,6 +119,26 @@ func TestAnArchiveThatFailsAtOnceSaysWhy(t *testing.T) {
 	})
 }
 
+func TestWhatTheRepositoryLostIsNotLeftOut(t *testing.T) {
+	s := siteOf(t, 128<<20, func(dir string) {
+		for i := range 40 {
+			for j := range 300 {
+				put(t, "", dir, fmt.Sprintf("d-%02d/the file with the number %d of %d", i, j, i))
+			}
+		}
+	})
+	damage(t, s, "the file with the number 123 of 25") // in a directory
+	if r := s.Good(s.Control(s.Alone(), "ls web1 latest --verified /d-03")); strings.Count(r.Stdout, "\n") != 300 {
+		t.Errorf("ls of another directory: got %+v", r)
+	}
+	for _, format := range []string{"tar", "zip"} {
+		_, r := archived(t, s, s.Alone(), "cp --verified web1 latest / - --format "+format)
+		if r.Code != 5 && r.Code != 9 || strings.Contains(r.Stderr, "left out") {
+			t.Errorf("%s: got exit code %d, %s, want that it fails", format, r.Code, r.Stderr)
+		}
+	}
+}
+
 // request asks the control plane for something, by a connection that is closed
 // with the answer's body.
 func request(t *testing.T, s *clitest.Site, path string) *http.Response {

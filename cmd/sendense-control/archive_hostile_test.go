@@ -37,9 +37,12 @@ func hostile(t *testing.T, dir, outside string) {
 			t.Fatal(err)
 		}
 	}
-	// Another name of a link that leads outside.
-	if err := os.Link(filepath.Join(dir, "h/absolute"), filepath.Join(dir, "h/absolute-too")); err != nil {
-		t.Fatal(err)
+	// Another name of a link that leads outside, and of a file whose first one is left
+	// out.
+	for name, of := range map[string]string{"h/absolute-too": "h/absolute", "h/zlink": "h/behind@2/owned"} {
+		if err := os.Link(filepath.Join(dir, of), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := unix.Mkfifo(filepath.Join(dir, "h/pipe"), 0o666); err != nil {
 		t.Fatal(err)
@@ -111,7 +114,8 @@ func TestNothingInAPointMakesAnArchiveLeadOutside(t *testing.T) {
 				return
 			}
 			// What is harmless is there.
-			for name, want := range map[string]string{"h/link-to-dir.d/file": "h/link-to-dir.d/file", "h/zzz": "h/zzz", "h/before@@/owned": "h/before#1/owned"} {
+			for name, want := range map[string]string{"h/link-to-dir.d/file": "h/link-to-dir.d/file", "h/zzz": "h/zzz", "h/before@@/owned": "h/before#1/owned",
+				"h/zlink": "h/behind#2/owned"} {
 				if got, err := os.ReadFile(filepath.Join(in, name)); string(got) != want {
 					t.Errorf("%s: got %q, %v", name, got, err)
 				}

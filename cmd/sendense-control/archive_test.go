@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"math"
@@ -59,48 +60,124 @@ func archived(t *testing.T, s *clitest.Site, flags []string, line string) (strin
 func TestArchivesHoldWhatCpCopies(t *testing.T) {
 	s, states := filesSite(t)
 	bothHosts(t, s, func(t *testing.T, s *clitest.Site, flags []string) {
-		for i, point := range []string{"latest~1", "latest"} {
-			copied := filepath.Join(t.TempDir(), "copy")
-			s.Good(s.Control(flags, "cp --json web1 "+point+" / "+copied))
-			id := s.Good(s.Control(flags, "info --json web1 "+point)).Stdout
-			var p struct{ Point struct{ ID string } }
-			if err := json.Unmarshal([]byte(id), &p); err != nil {
-				t.Fatal(err)
-			}
-			path, r := archived(t, s, flags, "cp web1 "+point+" / -")
-			// The socket is the one thing that a tar cannot have.
-			if r.Code != 0 || !strings.Contains(r.Stderr, "; left out 1; see sendense-remarks.txt") {
-				t.Fatalf("cp to an archive: got exit code %d, %s", r.Code, r.Stderr)
-			}
-			for _, argv := range [][]string{untar, bsduntar} {
-				dir, said, err := extract(t, argv, path)
-				if err != nil {
-					t.Fatalf("%q: %v\n%s", argv, err, said)
-				}
-				got := filepath.Join(dir, p.Point.ID)
-				equalTrees(t, copied, got, true)
-				equalTrees(t, states[i], got, false)
-				sameTrees(t, states[i], got)
-				text, err := os.ReadFile(filepath.Join(dir, "sendense-remarks.txt"))
-				if want := `left out: "` + p.Point.ID + `/special/socket": a tar cannot have it: it is of type socket` + "\n"; string(text) != want {
-					t.Errorf("remarks: got %q (%v), want %q", text, err, want)
-				}
-			}
-			path, r = archived(t, s, flags, "cp --json --format zip web1 "+point+" / -")
-			var sum appliance.ArchiveSummary
-			if err := json.Unmarshal([]byte(r.Stderr), &sum); err != nil || r.Code != 0 || strings.Count(r.Stderr, "\n") != 1 {
-				t.Fatalf("cp to a zip: got exit code %d, %s (%v)", r.Code, r.Stderr, err)
-			}
-			if sum.LeftOut != 4 || sum.Changed < 4 || sum.Remarks != "sendense-remarks.txt" || sum.Files < 1000 || sum.Bytes < 50<<20 {
-				t.Errorf("summary: got %+v, want four special files left out and odd names changed", sum)
-			}
-			dir, said, err := extract(t, unzip, path)
+		copied := filepath.Join(t.TempDir(), "copy")
+		s.Good(s.Control(flags, "cp --json web1 latest / "+copied))
+		point := clitest.Decode[struct{ Point struct{ ID string } }](t, s.Control(flags, "info --json web1 latest")).Point.ID
+		path, r := archived(t, s, flags, "cp web1 latest / -")
+		// The socket is the one thing that a tar cannot have.
+		if r.Code != 0 || !strings.Contains(r.Stderr, "; left out 1; see sendense-remarks.txt") {
+			t.Fatalf("cp to an archive: got exit code %d, %s", r.Code, r.Stderr)
+		}
+		for _, argv := range [][]string{untar, bsduntar} {
+			dir, said, err := extract(t, argv, path)
 			if err != nil {
-				t.Fatalf("unzip: %v\n%s", err, said)
+				t.Fatalf("%q: %v\n%s", argv, err, said)
 			}
-			sameFiles(t, copied, filepath.Join(dir, p.Point.ID))
+			got := filepath.Join(dir, point)
+			equalTrees(t, copied, got, true)
+			equalTrees(t, states[1], got, false)
+			sameTrees(t, states[1], got)
+			text, err := os.ReadFile(filepath.Join(dir, "sendense-remarks.txt"))
+			if want := `left out: "` + point + `/special/socket": a tar cannot have it: it is of type socket` + "\n"; string(text) != want {
+				t.Errorf("remarks: got %q (%v), want %q", text, err, want)
+			}
+		}
+		path, r = archived(t, s, flags, "cp --json --format zip web1 latest / -")
+		var sum appliance.ArchiveSummary
+		if err := json.Unmarshal([]byte(r.Stderr), &sum); err != nil || r.Code != 0 || strings.Count(r.Stderr, "\n") != 1 {
+			t.Fatalf("cp to a zip: got exit code %d, %s (%v)", r.Code, r.Stderr, err)
+		}
+		if sum.LeftOut != 4 || sum.Changed < 4 || sum.Remarks != "sendense-remarks.txt" || sum.Files < 1000 || sum.Bytes < 50<<20 {
+			t.Errorf("summary: got %+v, want four special files left out and odd names changed", sum)
+		}
+		dir, said, err := extract(t, unzip, path)
+		if err != nil {
+			t.Fatalf("unzip: %v\n%s", err, said)
+		}
+		sameFiles(t, copied, filepath.Join(dir, point))
+	})
+}
+
+func TestAnArchiveOfSeveralPlaces(t *testing.T) {
+	s := siteOf(t, 32<<20, func(dir string) {
+		put(t, "one", dir, "a/one")
+		put(t, "two", dir, "b/two")
+		if err := os.Link(filepath.Join(dir, "a/one"), filepath.Join(dir, "b/also one")); err != nil {
+			t.Fatal(err)
 		}
 	})
+	for line, want := range map[string]string{
+		"/a /b/two": "a/\na/one\ntwo\n", "/b/two": "two\n", "disk-0/fs/a": "a/\na/one\n", "/a /b": "a/\na/one\nb/\nb/also one\nb/two\n",
+		"disk-0/fs": "fs/\nfs/a/\nfs/a/one\nfs/b/\nfs/b/also one\nfs/b/two\nfs/lost+found/\n",
+	} {
+		for _, format := range []string{"tar", "zip"} {
+			path, r := archived(t, s, s.Alone(), "cp --format "+format+" web1 latest "+line+" -")
+			if got := clitest.Tool(t, "bsdtar", "-tf", path); r.Code != 0 || got != want {
+				t.Errorf("%s as %s: got %q (%+v), want %q", line, format, got, r.Stderr, want)
+			}
+		}
+	}
+	path, _ := archived(t, s, s.Alone(), "cp web1 latest /b /a -")
+	dir, said, err := extract(t, untar, path)
+	if err != nil {
+		t.Fatalf("tar: %v\n%s", err, said)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, "b/also one"), &st); err != nil || st.Nlink != 2 {
+		t.Errorf("a file with names in two places: got %d (%v), want 2", st.Nlink, err)
+	}
+}
+
+func TestAnArchiveTellsOfDisksThatCannotBeRead(t *testing.T) {
+	s := pathsSite(t)
+	for _, x := range []struct{ path, want string }{
+		{".", "left out: \"disk-1/fs\": "}, {"disk-1", "left out: \"disk-1/fs\": "}, {"disk-0", ""}, {"/", ""},
+	} {
+		path, r := archived(t, s, s.Alone(), "cp web1 latest "+x.path+" -")
+		dir, said, err := extract(t, untar, path)
+		text, readErr := os.ReadFile(filepath.Join(dir, "sendense-remarks.txt"))
+		if r.Code != 0 || err != nil || (readErr == nil) != (x.want != "") || !strings.HasPrefix(string(text), x.want) {
+			t.Errorf("%s: got %s%s (%v), remarks %q (%v), want %q", x.path, r.Stderr, said, err, text, readErr, x.want)
+		}
+	}
+}
+
+func TestRemarksMayBeMoreThanFitIntoOneFile(t *testing.T) {
+	long := strings.Repeat("long", 50)
+	const files = 4000
+	s := siteOf(t, 64<<20, func(dir string) {
+		for i := range files {
+			put(t, "x", dir, "d", fmt.Sprintf(`%s\%d`, long, i))
+		}
+		put(t, "taken", dir, "sendense-remarks-2.txt")
+	})
+	path, r := archived(t, s, s.Alone(), "cp --json --format zip web1 latest /d /sendense-remarks-2.txt -")
+	var sum appliance.ArchiveSummary
+	if err := json.Unmarshal([]byte(r.Stderr), &sum); err != nil || sum.Changed != files || sum.Files != files+2 || sum.LeftOut != 0 {
+		t.Fatalf("summary: got %+v (%v), %s, want %d changed", sum, err, r.Stderr, files)
+	}
+	dir, said, err := extract(t, unzip, path)
+	if err != nil {
+		t.Fatalf("unzip: %v\n%s", err, said)
+	}
+	lists, err := filepath.Glob(filepath.Join(dir, "sendense-remarks*.txt"))
+	if err != nil || len(lists) < 3 {
+		t.Fatalf("remarks: got %q (%v), want several", lists, err)
+	}
+	lines := 0
+	for _, name := range lists {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines += strings.Count(string(b), "changed: ")
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "sendense-remarks-2.txt")); string(b) != "taken" || lines != files {
+		t.Errorf("got %d remarks, want %d; the guest's own is %q (%v)", lines, files, b, err)
+	}
+	if list, err := os.ReadDir(filepath.Join(dir, "d")); len(list) != files {
+		t.Errorf("files: got %d (%v), want %d", len(list), err, files)
+	}
 }
 
 // bothHosts runs a test without and with a control plane.

@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -195,6 +197,42 @@ func TestAFileOfManyHolesHasFewerInTheArchive(t *testing.T) {
 	}
 	if out.largest > 2<<20 {
 		t.Errorf("map of the holes: got %d bytes in memory", out.largest)
+	}
+}
+
+func TestManyFilesTakeLittleMemory(t *testing.T) {
+	for _, f := range []archive.Format{archive.Tar, archive.Zip} {
+		w, err := archive.New(io.Discard, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heap := func() uint64 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		before := heap()
+		c := text("content")
+		for d := range 200 {
+			top := dir(fmt.Sprintf("dir-%04d with a name of some length", d))
+			if err := w.Add(t.Context(), &top.Entry, nil); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 1000 {
+				name := fmt.Sprintf("%s/%04d with a name that is as long as that of a directory", top.Name, i)
+				e := archive.Entry{Name: name, Size: 7, Mode: 0o644, Modified: time.Unix(int64(d*i), int64(i))}
+				if err := w.Add(t.Context(), &e, c); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if got := int64(heap() - before); got > 16<<20 {
+			t.Errorf("%s of 200,000 files: got %d MiB of memory", f, got>>20)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
