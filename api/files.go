@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -91,7 +92,11 @@ func (s *server) lines(w http.ResponseWriter, produce func(yield func(FileLine) 
 			w.Header().Set("Content-Type", "application/jsonl")
 			w.WriteHeader(http.StatusOK)
 		}
-		send(w, l)
+		b, err := json.Marshal(l)
+		if err != nil {
+			return fmt.Errorf("tell of a file: %w", err)
+		}
+		_, _ = w.Write(append(b, '\n')) // the client may be gone, which ends the request
 		return nil
 	}
 	err := produce(yield)

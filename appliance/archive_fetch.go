@@ -18,7 +18,7 @@ const (
 	fetchers = 8
 	// smallFile is what is fetched as a whole, in bytes.
 	smallFile = 128 << 10
-	// maxLinked bounds the names of files that more links may follow of, in bytes.
+	// maxLinked bounds what is kept of files that more links may follow of, in bytes.
 	maxLinked = 64 << 20
 )
 
@@ -42,6 +42,9 @@ type linked struct {
 	written bool
 }
 
+// bytes is about what it takes to keep it.
+func (l *linked) bytes() int { return len(l.name) + 200 }
+
 // kind tells what a file is by its mode.
 func kind(m fs.FileMode) string {
 	if t := types[m.Type()]; t != "" {
@@ -55,7 +58,7 @@ type gatherer struct {
 	x      *Archive
 	items  chan *item // in the order of the archive
 	links  map[guestfs.Node]*linked
-	names  int  // bytes, of links
+	kept   int  // bytes, of links
 	copies bool // not all links are known
 }
 
@@ -136,14 +139,14 @@ func (r *gatherer) join(it *item, links uint32) {
 		it.link = l
 		if l.left--; l.left == 0 {
 			delete(r.links, it.node)
-			r.names -= len(l.name)
+			r.kept -= l.bytes()
 		}
-	case r.names > maxLinked:
+	case r.kept > maxLinked:
 		r.copies = true
 	default:
 		it.first = &linked{name: it.Name, left: links - 1}
 		r.links[it.node] = it.first
-		r.names += len(it.Name)
+		r.kept += it.first.bytes()
 	}
 }
 

@@ -65,7 +65,7 @@ func newFile(e guestfs.Entry) File {
 		}
 	}
 	f := File{Name: e.Name, Type: types[a.Mode.Type()], Mode: fmt.Sprintf("%04o", mode), UID: a.UID, GID: a.GID, Links: a.Links, Size: a.Size,
-		Allocated: a.Allocated, Modified: a.Modified, Changed: a.Changed, Created: a.Created, Major: a.Major, Minor: a.Minor, Flags: a.Flags,
+		Allocated: a.Allocated, Modified: tellable(a.Modified), Changed: tellable(a.Changed), Created: tellable(a.Created), Major: a.Major, Minor: a.Minor, Flags: a.Flags,
 		Inode: fmt.Sprintf("%d:%d", e.Node.FS, e.Node.ID)}
 	if !utf8.ValidString(e.Name) {
 		f.NameBytes = []byte(e.Name)
@@ -74,6 +74,21 @@ func newFile(e guestfs.Entry) File {
 		f.Error = e.Err.Error()
 	}
 	return f
+}
+
+// tellable returns the nearest time that RFC 3339 has in every time zone: anybody
+// may set the time of a file in a guest to what it has not.
+func tellable(t time.Time) time.Time {
+	const first, last = -62167219200 + 86400, 253402300799 - 86400 // of the years 0 and 9999, but for a day
+	switch s := t.Unix(); {
+	case t.IsZero():
+		return t
+	case s < first:
+		return time.Unix(first, 0)
+	case s > last:
+		return time.Unix(last, 0)
+	}
+	return t
 }
 
 // RawName returns the name as the guest has it.

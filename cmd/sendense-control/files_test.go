@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -222,6 +223,36 @@ func sameContent(t *testing.T, want, got string, a, b *unix.Stat_t) error {
 		return errors.Join(xErr, yErr)
 	}
 	return nil
+}
+
+func TestFilesOfAnyAgeAreThere(t *testing.T) {
+	if err := otherPrograms(); err != nil {
+		t.Fatal(err)
+	}
+	s := clitest.NewSite(t, filepath.Dir(program))
+	disk := fstest.Filled(t, 256<<20, "btrfs", func(dir string) {
+		for name, at := range map[string]int64{"first": math.MinInt64, "old": -70_000_000_000, "now": 1_700_000_000, "later": 300_000_000_000, "last": math.MaxInt64} {
+			put(t, name, dir, name)
+			ts := unix.Timespec{Sec: at}
+			if err := unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(dir, name), []unix.Timespec{ts, ts}, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}, "mkfs.btrfs", "-q", "-f")
+	s.Good(s.Backup(s.Alone(), disk))
+	dest := t.TempDir()
+	for line, want := range map[string]string{"ls web1 latest /": "first\nlast\nlater\nnow\nold\n", "find web1 latest / --type f": "first\nlast\nlater\nnow\nold\n",
+		"diff web1 latest latest /": "", "cp web1 latest / " + dest: "copied 6 files, 20 B\n"} {
+		if r := s.Control(s.Alone(), line); r.Code != 0 || r.Stdout != want {
+			t.Errorf("%s: got %+v, want %q", line, r, want)
+		}
+	}
+	for _, format := range []string{"tar", "zip"} {
+		path, r := archived(t, s, s.Alone(), "cp web1 latest / - --format "+format)
+		if n := strings.Count(clitest.Tool(t, "bsdtar", "-tf", path), "\n"); r.Code != 0 || n != 6 {
+			t.Errorf("%s: got %d entries, %s, want 6", format, n, r.Stderr)
+		}
+	}
 }
 
 func TestMountShowsPoints(t *testing.T) {

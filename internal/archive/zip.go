@@ -60,7 +60,7 @@ func newZip(w *output) *zipWriter {
 
 // deflateLevel is where time and size are in balance: beyond it files get little
 // smaller.
-const deflateLevel = 3
+const deflateLevel = 5
 
 func newDeflate(w io.Writer, level int) *flate.Writer {
 	f, err := flate.NewWriter(w, level)

@@ -3,7 +3,8 @@
 //
 // Results go to stdout; errors and progress go to stderr. With --json a result is
 // one JSON value on stdout, and an error is {"error": {"code", "message", "hint"}}
-// on one line of stderr. Exit codes are those of docs/exit-codes.md.
+// on one line of stderr. Content goes to stdout as it is, whatever else there is to
+// tell of it to stderr. Exit codes are those of docs/exit-codes.md.
 //
 // The package knows nothing of what the commands do.
 package cli
