@@ -35,15 +35,14 @@ type item struct {
 	ready   chan struct{}
 }
 
-// linked is a file with several names, by the first one.
+// linked is a file with several names.
 type linked struct {
-	name    string
-	left    uint32 // links that may follow
-	written bool
-}
+	left uint32 // links that may follow; the gatherer's
+	kept int    // about what it takes, in bytes; the gatherer's
 
-// bytes is about what it takes to keep it.
-func (l *linked) bytes() int { return len(l.name) + 200 }
+	name    string // the one that it has in the archive; the packer's, once it is sent
+	written bool   // it is there; the packer's
+}
 
 // kind tells what a file is by its mode.
 func kind(m fs.FileMode) string {
@@ -139,14 +138,14 @@ func (r *gatherer) join(it *item, links uint32) {
 		it.link = l
 		if l.left--; l.left == 0 {
 			delete(r.links, it.node)
-			r.kept -= l.bytes()
+			r.kept -= l.kept
 		}
 	case r.kept > maxLinked:
 		r.copies = true
 	default:
-		it.first = &linked{name: it.Name, left: links - 1}
+		it.first = &linked{name: it.Name, left: links - 1, kept: len(it.Name) + 200}
 		r.links[it.node] = it.first
-		r.kept += it.first.bytes()
+		r.kept += it.first.kept
 	}
 }
 
