@@ -112,6 +112,7 @@ func Handler(a *appliance.Appliance, o Options) http.Handler {
 		{"GET", "/vms/{vm}/points/{point}/check", s.lastCheck},
 		{"GET", "/vms/{vm}/points/{point}/check/screen", s.checkScreen},
 		{"GET", "/vms/{vm}/points/{point}/files/places", s.filePlaces},
+		{"POST", "/keyrings", s.keyring},
 		{"POST", "/verify", s.verify},
 		{"POST", "/checks", s.check},
 		{"GET", "/exports", s.exports},

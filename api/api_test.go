@@ -325,3 +325,13 @@ func TestMetricsAndHealthAreServed(t *testing.T) {
 		t.Error("metrics tell the names of machines")
 	}
 }
+
+func TestWhatMayBeAPassphraseIsNotTold(t *testing.T) {
+	s := serve(t, nil)
+	for _, body := range []string{`{"passphrases":["open sesame"]}`, `{"open sesame":1}`, `"open sesame"`, `open sesame`, `{"passphrases":"open sesame"}`, ``} {
+		resp, got := s.do(t, "POST", "/v1/keyrings", body)
+		if resp.StatusCode != http.StatusBadRequest || strings.Contains(got, "sesame") || !strings.Contains(got, "base64") {
+			t.Errorf("%s: got %s, %s", body, resp.Status, got)
+		}
+	}
+}

@@ -36,7 +36,7 @@ func (s *server) archiveFiles(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	q := r.URL.Query()
-	req := appliance.ArchiveRequest{VM: one.VM, Point: one.Point, Paths: q["path"], Format: q.Get("format"), Verified: one.Verified}
+	req := appliance.ArchiveRequest{VM: one.VM, Point: one.Point, Paths: q["path"], Format: q.Get("format"), Verified: one.Verified, Keyring: one.Keyring}
 	x, err := s.a.OpenArchive(r.Context(), req)
 	if err != nil {
 		return err

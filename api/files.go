@@ -30,7 +30,8 @@ type FileLine struct {
 // filesRequest reads what a request for files of a point names.
 func filesRequest(r *http.Request) (appliance.FilesRequest, error) {
 	verified, err := flag(r.URL.Query(), "verified")
-	return appliance.FilesRequest{VM: variable(r, "vm"), Point: variable(r, "point"), Path: r.URL.Query().Get("path"), Verified: verified}, err
+	return appliance.FilesRequest{VM: variable(r, "vm"), Point: variable(r, "point"), Path: r.URL.Query().Get("path"), Verified: verified,
+		Keyring: r.Header.Get(KeyringHeader)}, err
 }
 
 // flag reads a boolean of a query; false if it is not there.
@@ -58,7 +59,11 @@ func number(q url.Values, name string) (int64, error) {
 }
 
 func (s *server) contents(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.a.Contents(r.Context(), variable(r, "vm"), variable(r, "point"))
+	req, err := filesRequest(r)
+	if err != nil {
+		return err
+	}
+	c, err := s.a.Contents(r.Context(), req)
 	if err != nil {
 		return err
 	}
@@ -173,7 +178,11 @@ func (s *server) diffFiles(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) fileVersions(w http.ResponseWriter, r *http.Request) error {
-	list, err := s.a.Versions(r.Context(), variable(r, "vm"), r.URL.Query().Get("path"))
+	req, err := filesRequest(r)
+	if err != nil {
+		return err
+	}
+	list, err := s.a.Versions(r.Context(), req)
 	if err != nil {
 		return err
 	}

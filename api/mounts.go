@@ -22,7 +22,7 @@ func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
-	m, err := s.a.Mount(r.Context(), appliance.MountSpec{Dir: req.Dir, Writable: req.Writable, Verified: req.Verified})
+	m, err := s.a.Mount(r.Context(), appliance.MountSpec{Dir: req.Dir, Writable: req.Writable, Verified: req.Verified}, r.Header.Get(KeyringHeader))
 	if err != nil {
 		return err
 	}

@@ -90,6 +90,7 @@ var types = map[string]any{
 	"RestoreMachine": appliance.RestoreMachine{}, "PlannedMachine": restore.PlannedMachine{}, "Hardware": machine.Hardware{},
 	"HardwareDisk": machine.HardwareDisk{}, "HardwareNIC": machine.HardwareNIC{}, "Finding": fit.Finding{},
 	"RestoreResult": restore.Result{}, "RestoredDisk": restore.RestoredDisk{}, "MadeMachine": restore.MadeMachine{},
+	"KeyringRequest": api.KeyringRequest{}, "Keyring": api.Keyring{},
 	"MountRequest": api.MountRequest{}, "Mount": appliance.MountSpec{},
 }
 

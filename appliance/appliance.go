@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,13 +56,14 @@ type Options struct {
 // Appliance does the product's work on one repository. Its methods may be called
 // concurrently. Errors that a user can act on are of type [*Error].
 type Appliance struct {
-	opts    Options
-	repo    repository.Repository
-	log     *slog.Logger
-	jobs    *jobs
-	inbox   *nbdserver.Server // receives drafts
-	inboxAt *Listener
-	guests  *guests // points being browsed
+	opts     Options
+	repo     repository.Repository
+	log      *slog.Logger
+	jobs     *jobs
+	inbox    *nbdserver.Server // receives drafts
+	inboxAt  *Listener
+	guests   *guests // points being browsed
+	keyrings keyrings
 
 	stop func() // ends the inbox
 	wg   sync.WaitGroup
@@ -94,7 +96,7 @@ func Open(ctx context.Context, o Options) (*Appliance, error) {
 		drafts: map[string]*Draft{}, exports: map[string]*export{},
 		sessions: map[string]*session{}, deleting: map[pin]int{}, mounts: map[string]*mount{}}
 	a.jobs.onEnd = a.jobEnded
-	a.guests = &guests{a: a, open: map[guestKey]*openGuest{}}
+	a.guests = &guests{a: a, unlocking: make(chan struct{}, 1), open: map[guestKey]*openGuest{}}
 	marked, err := a.jobs.recover()
 	if err != nil {
 		a.log.Warn("jobs could not all be read", "err", err)
@@ -146,6 +148,7 @@ func (a *Appliance) Close() error {
 		errs = append(errs, a.endExport(e))
 	}
 	a.closeMounts()
+	a.closeKeyrings()
 	a.guests.closeIdle()
 	a.stop()
 	a.wg.Wait()
@@ -289,7 +292,8 @@ func sentence(s string) string {
 	if s == "" {
 		return s
 	}
-	if c := s[0]; c >= 'a' && c <= 'z' {
+	word, _, _ := strings.Cut(s, " ")
+	if c := s[0]; c >= 'a' && c <= 'z' && !strings.ContainsAny(word, "-/0123456789") { // which names have
 		s = string(c-'a'+'A') + s[1:]
 	}
 	if last := s[len(s)-1]; last != '.' && last != '!' && last != '?' {

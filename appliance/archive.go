@@ -19,6 +19,7 @@ type ArchiveRequest struct {
 	Paths     []string // as in a FilesRequest; none: all there is
 	Format    string   // tar or zip; default tar
 	Verified  bool     // compare what is read with its digests
+	Keyring   string   // as in a FilesRequest
 }
 
 // ArchiveSummary tells what is in an archive that was written.
@@ -51,7 +52,7 @@ func (a *Appliance) OpenArchive(ctx context.Context, r ArchiveRequest) (*Archive
 	if len(r.Paths) == 0 {
 		r.Paths = []string{""}
 	}
-	b, err := a.browse(ctx, FilesRequest{VM: r.VM, Point: r.Point, Path: r.Paths[0], Verified: r.Verified}, false)
+	b, err := a.browse(ctx, FilesRequest{VM: r.VM, Point: r.Point, Path: r.Paths[0], Verified: r.Verified, Keyring: r.Keyring}, false)
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,8 @@ const maxGuests = 8
 // guests keeps points open that are being browsed: opening one starts a process
 // and looks for its file systems.
 type guests struct {
-	a *Appliance
+	a         *Appliance
+	unlocking chan struct{} // has room for one: deriving keys takes much memory
 
 	mu     sync.Mutex // guards the fields below
 	open   map[guestKey]*openGuest
@@ -34,6 +35,7 @@ type guestKey struct {
 	vm       repository.VMID
 	point    repository.PointID
 	verified bool
+	keyring  string // ID; empty: none
 }
 
 // openGuest is a point with its disks open.
@@ -50,8 +52,8 @@ type openGuest struct {
 }
 
 // get opens a point, or finds it open. The caller calls release.
-func (g *guests) get(ctx context.Context, p Point, verified bool) (*openGuest, error) {
-	key := guestKey{p.VM, p.ID, verified}
+func (g *guests) get(ctx context.Context, p Point, verified bool, keyring string) (*openGuest, error) {
+	key := guestKey{p.VM, p.ID, verified, keyring}
 	for {
 		g.mu.Lock()
 		if g.closed {
@@ -63,7 +65,7 @@ func (g *guests) get(ctx context.Context, p Point, verified bool) (*openGuest, e
 			o = &openGuest{key: key, ready: make(chan struct{}), users: 1}
 			g.open[key] = o
 			g.mu.Unlock()
-			o.guest, o.disks, o.err = g.a.openGuest(ctx, p, verified)
+			o.guest, o.disks, o.err = g.a.openGuest(ctx, p, verified, keyring)
 			close(o.ready)
 		} else {
 			o.users++
@@ -183,13 +185,32 @@ func (g *guests) closeIdle() {
 	}
 }
 
+// closeOf closes what was opened with a keyring: now, or when it is released.
+func (g *guests) closeOf(keyring string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for key, o := range g.open {
+		if key.keyring != keyring {
+			continue
+		}
+		delete(g.open, key)
+		if o.users == 0 {
+			o.close()
+		}
+	}
+}
+
 // openGuest opens the disks of a point and looks at what is on them.
-func (a *Appliance) openGuest(ctx context.Context, p Point, verified bool) (*guestfs.Guest, []repository.Disk, error) {
+func (a *Appliance) openGuest(ctx context.Context, p Point, verified bool, keyring string) (*guestfs.Guest, []repository.Disk, error) {
+	opts, err := a.guestOptions(keyring)
+	if err != nil {
+		return nil, nil, err
+	}
 	disks, list, err := a.openDisks(ctx, p, verified)
 	if err != nil {
 		return nil, nil, err
 	}
-	g, err := guestfs.Open(ctx, list, guestfs.Options{})
+	g, err := guestfs.Open(ctx, list, opts)
 	if err != nil {
 		return nil, nil, errors.Join(filesError(p, "", err), closeAll(disks))
 	}
@@ -214,13 +235,20 @@ func (a *Appliance) openDisks(ctx context.Context, p Point, verified bool) ([]re
 // filesError turns what a guest's file systems report into what a user is told.
 func filesError(p Point, path string, err error) error {
 	var at *guestfs.PathError
-	if errors.As(err, &at) {
+	isPath := errors.As(err, &at)
+	if isPath {
 		path = at.Path
 	}
 	e := &Error{Err: err, Hint: nearest(p, at)}
 	switch {
 	case err == nil:
 		return nil
+	case isLocked(err):
+		if isPath {
+			err = at.Err
+		}
+		return &Error{Code: CodeDenied, Err: err, Msg: sentence(err.Error()),
+			Hint: "Give the passphrase with --passphrase-file FILE, or - for standard input; one newline at its end is not part of it."}
 	case errors.Is(err, guestfs.ErrNoRoot):
 		e.Code, e.Msg = CodeNotFound, "No operating system was found on the disks, so there is no path that begins with a slash."
 		e.Hint = fmt.Sprintf("Name the file system by its position, as disk-0/p1/…: sendense-control ls %s %s disk-0", p.VM, p.ID)

@@ -111,7 +111,7 @@ func (c *check) run(ctx context.Context, job *running, timeout time.Duration) (a
 		return nil, context.Cause(ctx)
 	}
 	job.progress("evidence", "", 0, 0)
-	if contents, err := c.a.Contents(ctx, c.result.VM, c.result.Point); err == nil {
+	if contents, err := c.a.Contents(ctx, FilesRequest{VM: c.result.VM, Point: c.result.Point}); err == nil {
 		c.result.Volumes = contents.Volumes
 	} else {
 		c.result.Notes = append(c.result.Notes, sentence("its file systems could not be looked at: "+err.Error()))

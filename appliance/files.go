@@ -24,6 +24,8 @@ type FilesRequest struct {
 	Path string
 	// Verified compares what is read with the digests of its clusters.
 	Verified bool
+	// Keyring is the ID of passphrases that unlock what is encrypted; empty: none.
+	Keyring string
 }
 
 // File is what is known of a file, directory or whatever else has a name.
@@ -131,7 +133,7 @@ func (a *Appliance) browse(ctx context.Context, r FilesRequest, follow bool) (*b
 	if err != nil {
 		return nil, err
 	}
-	o, err := a.guests.get(ctx, p, r.Verified)
+	o, err := a.guests.get(ctx, p, r.Verified, r.Keyring)
 	if err != nil {
 		return nil, err
 	}
@@ -154,17 +156,21 @@ type Contents struct {
 	OS      guestfs.OS       `json:"os"`
 	HasRoot bool             `json:"has_root"` // paths that begin with a slash lead somewhere
 	Volumes []guestfs.Volume `json:"volumes"`
+	// Notes say what there is to know of disks, groups and arrays.
+	Notes []string `json:"notes,omitempty"`
 }
 
-// Contents tells what runs on a machine, and what file systems it has.
-func (a *Appliance) Contents(ctx context.Context, vm, point string) (Contents, error) {
-	b, err := a.browse(ctx, FilesRequest{VM: vm, Point: point, Path: "."}, true)
+// Contents tells what runs on a machine, and what file systems it has. It does not
+// regard the path.
+func (a *Appliance) Contents(ctx context.Context, r FilesRequest) (Contents, error) {
+	r.Path = "."
+	b, err := a.browse(ctx, r, true)
 	if err != nil {
 		return Contents{}, err
 	}
 	defer b.close()
 	volumes, err := b.guest.Volumes(ctx)
-	return Contents{string(b.vm.ID), string(b.point.ID), b.guest.OS(), b.guest.HasRoot(), volumes}, b.error(err)
+	return Contents{string(b.vm.ID), string(b.point.ID), b.guest.OS(), b.guest.HasRoot(), volumes, b.guest.Notes()}, b.error(err)
 }
 
 // Stat tells of one file. The last name is followed if it is a link and follow is
@@ -335,7 +341,11 @@ func (a *Appliance) Diff(ctx context.Context, r FilesRequest, newer string, yiel
 		return err
 	}
 	defer func() { _ = closeAll(newDisks) }()
-	older, after, err := guestfs.OpenTwo(ctx, oldList, newList, guestfs.Options{})
+	opts, err := a.guestOptions(r.Keyring)
+	if err != nil {
+		return err
+	}
+	older, after, err := guestfs.OpenTwo(ctx, oldList, newList, opts)
 	if err != nil {
 		return filesError(to, "", err)
 	}
@@ -402,9 +412,9 @@ type FileVersion struct {
 
 // Versions tells what a path was in each point of a machine, oldest first. Points
 // that follow each other and have the same are told together. It is an error if
-// there is nothing at the path in any of them.
-func (a *Appliance) Versions(ctx context.Context, vm, where string) ([]FileVersion, error) {
-	points, err := a.Points(ctx, vm)
+// there is nothing at the path in any of them. r.Point is not regarded.
+func (a *Appliance) Versions(ctx context.Context, r FilesRequest) ([]FileVersion, error) {
+	points, err := a.Points(ctx, r.VM)
 	if err != nil {
 		return nil, err
 	}
@@ -413,13 +423,16 @@ func (a *Appliance) Versions(ctx context.Context, vm, where string) ([]FileVersi
 	found := false
 	for _, p := range points {
 		v := FileVersion{Points: []string{string(p.ID)}}
-		f, err := a.Stat(ctx, FilesRequest{VM: vm, Point: string(p.ID), Path: where}, false)
+		r.Point = string(p.ID)
+		f, err := a.Stat(ctx, r, false)
 		last = err
 		switch {
 		case err == nil:
 			v.File, found = &f, true
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case isLocked(err) && r.Keyring != "":
+			return nil, err // others would take as long to say the same
 		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, guestfs.ErrNotDir):
 			v.Error = err.Error()
 		}

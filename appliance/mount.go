@@ -35,25 +35,32 @@ type mount struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 	dir    string // of scratch copies; "" until there is one
+	keys   mountKeys
 
 	mu     sync.Mutex // guards the field below
 	copies map[string]*scratchDisk
 }
 
-// Mount shows every point of every machine as a tree, until Unmount or Close.
-func (a *Appliance) Mount(ctx context.Context, s MountSpec) (MountSpec, error) {
+// Mount shows every point of every machine as a tree, until Unmount or Close. What is
+// encrypted is shown as far as the keyring with an ID unlocks it; "": not at all.
+func (a *Appliance) Mount(ctx context.Context, s MountSpec, keyring string) (MountSpec, error) {
 	if !filepath.IsAbs(s.Dir) {
 		return MountSpec{}, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%q is no absolute path.", s.Dir), Hint: "Give the whole path of an empty folder."}
 	}
 	s.Created = a.opts.Now().UTC()
-	m := &mount{MountSpec: s, a: a, done: make(chan struct{}), copies: map[string]*scratchDisk{}}
+	m := &mount{MountSpec: s, a: a, done: make(chan struct{}), copies: map[string]*scratchDisk{},
+		keys: mountKeys{unfit: map[guestKey]bool{}}}
 	// Who looks first is not to wait until all records have been read. What is wrong
 	// with one is told to who looks.
 	_, _ = a.repo.VMs(ctx)
 	var err error
+	if m.keys.ring, err = a.shareKeyring(keyring); err != nil {
+		return MountSpec{}, err
+	}
 	m.server, err = fusemount.Mount(s.Dir, mountRoot{m}, fusemount.Options{
 		Writable: s.Writable, AllowOther: os.Geteuid() == 0, Lazy: true, Log: a.log})
 	if err != nil {
+		a.dropKeyring(m.keys.ring)
 		return MountSpec{}, mountError(s.Dir, err)
 	}
 	m.MountSpec.Dir = m.server.Dir()
@@ -67,6 +74,7 @@ func (a *Appliance) Mount(ctx context.Context, s MountSpec) (MountSpec, error) {
 	a.mu.Unlock()
 	if closed {
 		cancel()
+		a.dropKeyring(m.keys.ring)
 		return MountSpec{}, errors.Join(errShutdown, m.server.Unmount())
 	}
 	go m.serve(serveCtx) // closeMounts waits for it
@@ -87,6 +95,7 @@ func (m *mount) serve(ctx context.Context) {
 	}
 	m.a.mu.Unlock()
 	m.dropScratch()
+	m.a.dropKeyring(m.keys.ring)
 }
 
 // Mounts lists what is mounted, by folder.

@@ -203,6 +203,9 @@ func (t mountTop) node(ctx context.Context) (guestDir, error) {
 		d = guestDir{guestNode{t.p, e}}
 		return err
 	})
+	if isLocked(err) {
+		err = fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	}
 	return d, err
 }
 
@@ -230,7 +233,7 @@ func (t mountTop) Lookup(ctx context.Context, name string) (fusemount.Node, erro
 
 // use runs f with the point open.
 func (p mountPoint) use(ctx context.Context, f func(*guestfs.Guest) error) error {
-	o, err := p.m.a.guests.get(ctx, p.point, p.m.Verified)
+	o, err := p.m.get(ctx, p.point)
 	if err != nil {
 		return err
 	}
@@ -320,7 +323,7 @@ func (l guestLink) Target(ctx context.Context) (target string, err error) {
 }
 
 func (f guestFile) Open(ctx context.Context) (fusemount.Content, error) {
-	o, err := f.p.m.a.guests.get(ctx, f.p.point, f.p.m.Verified)
+	o, err := f.p.m.get(ctx, f.p.point)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ func (c *Client) Archive(ctx context.Context, r appliance.ArchiveRequest, w io.W
 		q.Set("path", "")
 	}
 	one := appliance.FilesRequest{VM: r.VM, Point: r.Point, Verified: r.Verified}
-	resp, err := c.send(ctx, "GET", filesPath(one, "/files/archive", q), nil)
+	resp, err := c.sendWith(ctx, r.Keyring, "GET", filesPath(one, "/files/archive", q), nil)
 	if err != nil {
 		return sum, err
 	}

@@ -48,6 +48,11 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // send makes a request. The caller closes the body of the response, which is one
 // of success.
 func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	return c.sendWith(ctx, "", method, path, in)
+}
+
+// sendWith is send for a request that names a keyring; "": none.
+func (c *Client) sendWith(ctx context.Context, keyring, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -62,6 +67,9 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	}
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if keyring != "" {
+		req.Header.Set(api.KeyringHeader, keyring)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -107,7 +115,12 @@ func readProblem(r io.Reader, did string) error {
 
 // call makes a request and decodes the answer into out, unless that is nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
-	resp, err := c.send(ctx, method, path, in)
+	return c.callWith(ctx, "", method, path, in, out)
+}
+
+// callWith is call for a request that names a keyring; "": none.
+func (c *Client) callWith(ctx context.Context, keyring, method, path string, in, out any) error {
+	resp, err := c.sendWith(ctx, keyring, method, path, in)
 	if err != nil {
 		return err
 	}
@@ -123,8 +136,13 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 
 // get is call for an answer of type T.
 func get[T any](ctx context.Context, c *Client, method, path string, in any) (T, error) {
+	return getWith[T](ctx, c, "", method, path, in)
+}
+
+// getWith is get for a request that names a keyring.
+func getWith[T any](ctx context.Context, c *Client, keyring, method, path string, in any) (T, error) {
 	var out T
-	err := c.call(ctx, method, path, in, &out)
+	err := c.callWith(ctx, keyring, method, path, in, &out)
 	return out, err
 }
 

@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sendense/sendense/api"
 	"github.com/sendense/sendense/api/client"
@@ -274,4 +276,53 @@ func TestAddresses(t *testing.T) {
 	if _, err := c.Health(t.Context()); code(err) != appliance.CodeUnreachable {
 		t.Errorf("nobody there: got %v, want code %s", err, appliance.CodeUnreachable)
 	}
+}
+
+func TestAKeyringLastsAsLongAsItsClient(t *testing.T) {
+	c := connect(t)
+	if _, err := c.AddKeyring(t.Context(), nil); code(err) != appliance.CodeInvalid {
+		t.Errorf("a keyring without passphrases: got %v", err)
+	}
+	secret := []byte("open sesame")
+	k, err := c.AddKeyring(t.Context(), [][]byte{secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(secret) != "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" {
+		t.Errorf("passphrase that was given: got %q, want it overwritten", secret)
+	}
+	mount := func() error {
+		_, err := c.Mount(t.Context(), api.MountRequest{Dir: "/none/at/all"}, k.ID)
+		return err
+	}
+	if err := mount(); err == nil || strings.Contains(err.Error(), "passphrases") {
+		t.Errorf("a request with the keyring: got %v, want that there is no such folder", err)
+	}
+	k.Close()
+	for late := time.After(time.Minute); ; {
+		err := mount()
+		if code(err) == appliance.CodeNotFound && strings.Contains(err.Error(), "The passphrases") {
+			break
+		}
+		select {
+		case <-late:
+			t.Fatalf("a request with a keyring that was closed: got %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func TestAnApplianceEndsThatKeepsPassphrases(t *testing.T) {
+	c, err := host.Connect(t.Context(), "", host.Options{Repository: filepath.Join(t.TempDir(), "repo"), Create: true, Name: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := c.AddKeyring(t.Context(), [][]byte{[]byte("open sesame")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	k.Close()
 }

@@ -25,19 +25,21 @@ func filesPath(r appliance.FilesRequest, what string, more url.Values) string {
 	return vmPath(r.VM) + "/points/" + url.PathEscape(r.Point) + what + "?" + q.Encode()
 }
 
-// Contents tells what runs on a machine, and what file systems it has.
-func (c *Client) Contents(ctx context.Context, vm, point string) (appliance.Contents, error) {
-	return get[appliance.Contents](ctx, c, "GET", filesPath(appliance.FilesRequest{VM: vm, Point: point}, "/contents", nil), nil)
+// Contents tells what runs on a machine, and what file systems it has. It does not
+// regard the path.
+func (c *Client) Contents(ctx context.Context, r appliance.FilesRequest) (appliance.Contents, error) {
+	r.Path = ""
+	return getWith[appliance.Contents](ctx, c, r.Keyring, "GET", filesPath(r, "/contents", nil), nil)
 }
 
 // Stat tells of one file, with its extended attributes.
 func (c *Client) Stat(ctx context.Context, r appliance.FilesRequest, follow bool) (appliance.File, error) {
-	return get[appliance.File](ctx, c, "GET", filesPath(r, "/files/stat", url.Values{"follow": {strconv.FormatBool(follow)}}), nil)
+	return getWith[appliance.File](ctx, c, r.Keyring, "GET", filesPath(r, "/files/stat", url.Values{"follow": {strconv.FormatBool(follow)}}), nil)
 }
 
 // List calls yield for a place, and then for each entry if it is a directory.
 func (c *Client) List(ctx context.Context, r appliance.FilesRequest, yield func(appliance.File) error) error {
-	return c.lines(ctx, filesPath(r, "/files/list", nil), func(l api.FileLine) error { return fileOf(l, yield) })
+	return c.lines(ctx, r.Keyring, filesPath(r, "/files/list", nil), func(l api.FileLine) error { return fileOf(l, yield) })
 }
 
 // Find calls yield for each file at or below a place that r chooses.
@@ -46,7 +48,7 @@ func (c *Client) Find(ctx context.Context, r appliance.FindRequest, yield func(a
 	for name, v := range map[string]int64{"min_size": r.MinSize, "max_size": r.MaxSize, "after": r.After, "before": r.Before, "depth": int64(r.Shallow)} {
 		q.Set(name, strconv.FormatInt(v, 10))
 	}
-	return c.lines(ctx, filesPath(r.FilesRequest, "/files/find", q), func(l api.FileLine) error { return fileOf(l, yield) })
+	return c.lines(ctx, r.Keyring, filesPath(r.FilesRequest, "/files/find", q), func(l api.FileLine) error { return fileOf(l, yield) })
 }
 
 func fileOf(l api.FileLine, yield func(appliance.File) error) error {
@@ -58,7 +60,7 @@ func fileOf(l api.FileLine, yield func(appliance.File) error) error {
 
 // Diff calls yield for each path at or below r.Path that differs in a newer point.
 func (c *Client) Diff(ctx context.Context, r appliance.FilesRequest, newer string, yield func(appliance.FileChange) error) error {
-	return c.lines(ctx, filesPath(r, "/files/diff", url.Values{"newer": {newer}}), func(l api.FileLine) error {
+	return c.lines(ctx, r.Keyring, filesPath(r, "/files/diff", url.Values{"newer": {newer}}), func(l api.FileLine) error {
 		if l.Change == nil {
 			return fmt.Errorf("a line without a change")
 		}
@@ -66,9 +68,10 @@ func (c *Client) Diff(ctx context.Context, r appliance.FilesRequest, newer strin
 	})
 }
 
-// Versions tells what a path was in each point of a machine.
-func (c *Client) Versions(ctx context.Context, vm, path string) ([]appliance.FileVersion, error) {
-	return get[[]appliance.FileVersion](ctx, c, "GET", vmPath(vm)+"/versions?"+url.Values{"path": {path}}.Encode(), nil)
+// Versions tells what a path was in each point of a machine. It does not regard the
+// point.
+func (c *Client) Versions(ctx context.Context, r appliance.FilesRequest) ([]appliance.FileVersion, error) {
+	return getWith[[]appliance.FileVersion](ctx, c, r.Keyring, "GET", vmPath(r.VM)+"/versions?"+url.Values{"path": {r.Path}}.Encode(), nil)
 }
 
 // ReadFile returns the content of a file from off on, and how much that is. The
@@ -77,6 +80,9 @@ func (c *Client) ReadFile(ctx context.Context, r appliance.FilesRequest, off int
 	req, err := http.NewRequestWithContext(ctx, "GET", "http://control"+filesPath(r, "/files/content", nil), nil)
 	if err != nil {
 		return nil, 0, err
+	}
+	if r.Keyring != "" {
+		req.Header.Set(api.KeyringHeader, r.Keyring)
 	}
 	if off > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", off))
@@ -95,7 +101,7 @@ func (c *Client) ReadFile(ctx context.Context, r appliance.FilesRequest, off int
 // Places calls take for each place of a file's content, in order. What the places
 // name can be opened until this returns.
 func (c *Client) Places(ctx context.Context, r appliance.FilesRequest, take func(api.FilePlace) error) error {
-	return c.lines(ctx, filesPath(r, "/files/places", nil), func(l api.FileLine) error {
+	return c.lines(ctx, r.Keyring, filesPath(r, "/files/places", nil), func(l api.FileLine) error {
 		for _, p := range l.Places {
 			if err := take(p); err != nil {
 				return err
@@ -106,8 +112,8 @@ func (c *Client) Places(ctx context.Context, r appliance.FilesRequest, take func
 }
 
 // lines calls take for each line of an answer.
-func (c *Client) lines(ctx context.Context, path string, take func(api.FileLine) error) error {
-	resp, err := c.send(ctx, "GET", path, nil)
+func (c *Client) lines(ctx context.Context, keyring, path string, take func(api.FileLine) error) error {
+	resp, err := c.sendWith(ctx, keyring, "GET", path, nil)
 	if err != nil {
 		return err
 	}

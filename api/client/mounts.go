@@ -13,9 +13,10 @@ func (c *Client) Mounts(ctx context.Context) ([]appliance.MountSpec, error) {
 	return get[[]appliance.MountSpec](ctx, c, "GET", "/v1/mounts", nil)
 }
 
-// Mount shows every point as a tree at a folder.
-func (c *Client) Mount(ctx context.Context, r api.MountRequest) (appliance.MountSpec, error) {
-	return get[appliance.MountSpec](ctx, c, "POST", "/v1/mounts", r)
+// Mount shows every point as a tree at a folder. The mount keeps the keyring with an
+// ID for as long as it lasts; "": none.
+func (c *Client) Mount(ctx context.Context, r api.MountRequest, keyring string) (appliance.MountSpec, error) {
+	return getWith[appliance.MountSpec](ctx, c, keyring, "POST", "/v1/mounts", r)
 }
 
 // Unmount takes a mount away.

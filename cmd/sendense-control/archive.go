@@ -18,11 +18,12 @@ const aboutArchives = "If DEST is -, an archive is written to standard output. A
 	"on standard error: with --json as one line of JSON."
 
 // archive writes files of a point to standard output.
-func (s service) archive(c *cobra.Command, r appliance.ArchiveRequest) error {
+func (s service) archive(c *cobra.Command, keys *passphrases, r appliance.ArchiveRequest) error {
 	if s.ToTerminal(c) {
 		return cli.Usagef("Send it to a file or a program, as in: "+c.CommandPath()+" … - > files."+r.Format, "An archive is nothing to show on a terminal.")
 	}
-	return s.with(c, false, func(conn *host.Connection) error {
+	return s.unlocking(c, keys, func(conn *host.Connection, keyring string) error {
+		r.Keyring = keyring
 		sum, err := conn.Archive(c.Context(), r, c.OutOrStdout())
 		if err != nil {
 			return err

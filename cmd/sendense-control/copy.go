@@ -28,6 +28,7 @@ func sortFiles(list []appliance.File) {
 func (s service) cp() *cobra.Command {
 	var verified bool
 	var format string
+	var keys passphrases
 	c := &cobra.Command{Use: "cp VM POINT PATH… DEST", Short: "Copy files out of a point, or make an archive of them", Args: cli.Args(4, 1<<10),
 		Long: "Cp copies files and directories of a point to a place here, with modes, times, hard\n" +
 			"links, holes, and, as far as this user may, owners and extended attributes. Links are\n" +
@@ -36,14 +37,14 @@ func (s service) cp() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			paths, dest := args[2:len(args)-1], args[len(args)-1]
 			if dest == "-" {
-				return s.archive(c, appliance.ArchiveRequest{VM: args[0], Point: args[1], Paths: paths, Format: format, Verified: verified})
+				return s.archive(c, &keys, appliance.ArchiveRequest{VM: args[0], Point: args[1], Paths: paths, Format: format, Verified: verified})
 			}
 			if c.Flags().Changed("format") {
 				return cli.Usagef("Give - in place of "+dest+" to have an archive written to standard output.", "--format is for archives, and %s is no such.", dest)
 			}
-			return s.with(c, false, func(conn *host.Connection) error {
+			return s.unlocking(c, &keys, func(conn *host.Connection, keyring string) error {
 				x := &copier{ctx: c.Context(), conn: conn, warn: c.ErrOrStderr()}
-				r := appliance.FilesRequest{VM: args[0], Point: args[1], Verified: verified}
+				r := appliance.FilesRequest{VM: args[0], Point: args[1], Verified: verified, Keyring: keyring}
 				if err := x.copyAll(r, paths, dest); err != nil {
 					return err
 				}
@@ -58,6 +59,7 @@ func (s service) cp() *cobra.Command {
 		}}
 	c.Flags().BoolVar(&verified, "verified", false, "compare what is read with its digests")
 	c.Flags().StringVar(&format, "format", "tar", "of an archive: `tar` or zip")
+	keys.flags(c)
 	return c
 }
 

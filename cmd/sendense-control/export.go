@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -112,7 +113,7 @@ func printExport(w io.Writer, e appliance.Export) {
 // detach runs the same command again in the background, and tells what it serves.
 func (s service) detach(c *cobra.Command) error {
 	var e exported
-	if err := s.detached(c, &e); err != nil {
+	if err := s.detached(c, nil, &e); err != nil {
 		return err
 	}
 	return s.Print(c, e, func(w io.Writer) {
@@ -122,13 +123,21 @@ func (s service) detach(c *cobra.Command) error {
 }
 
 // detached runs the same command again in the background, in the foreground there,
-// and decodes what it prints first into out.
-func (s service) detached(_ *cobra.Command, out any) error {
+// and decodes what it prints first into out. It is given secrets, if there are any,
+// through a pipe.
+func (s service) detached(_ *cobra.Command, secrets [][]byte, out any) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	cmd := exec.Command(self, append(os.Args[1:len(os.Args):len(os.Args)], "--foreground", "--json")...)
+	if secrets != nil {
+		b, err := json.Marshal(secrets)
+		if err != nil {
+			return err
+		}
+		cmd.Args, cmd.Stdin = append(cmd.Args, "--"+passedFlag), bytes.NewReader(b)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

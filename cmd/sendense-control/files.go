@@ -34,10 +34,12 @@ func pathArg(args []string, i int) string {
 func (s service) ls() *cobra.Command {
 	var long bool
 	var r appliance.FilesRequest
+	var p passphrases
 	c := &cobra.Command{Use: "ls VM POINT [PATH]", Short: "List files inside a point", Args: cli.Args(2, 3), Long: "Ls lists a directory of a point, without mounting anything.\n" + aboutPaths,
 		RunE: func(c *cobra.Command, args []string) error {
 			r.VM, r.Point, r.Path = args[0], args[1], pathArg(args, 2)
-			return s.with(c, false, func(conn *host.Connection) error {
+			return s.unlocking(c, &p, func(conn *host.Connection, keyring string) error {
+				r.Keyring = keyring
 				if len(args) < 3 {
 					return s.listTop(c, conn, r, long)
 				}
@@ -46,37 +48,46 @@ func (s service) ls() *cobra.Command {
 		}}
 	c.Flags().BoolVarP(&long, "long", "l", false, "modes, owners, sizes and times")
 	c.Flags().BoolVar(&r.Verified, "verified", false, "compare what is read with its digests")
+	p.flags(c)
 	return c
 }
 
 // listTop tells what there is to be named in a path.
 func (s service) listTop(c *cobra.Command, conn *host.Connection, r appliance.FilesRequest, long bool) error {
-	contents, err := conn.Contents(c.Context(), r.VM, r.Point)
+	contents, err := conn.Contents(c.Context(), r)
 	if err != nil {
 		return err
 	}
 	return s.Print(c, contents, func(w io.Writer) {
 		if contents.OS.Name != "" {
-			fmt.Fprintln(w, strings.TrimSpace(contents.OS.Name+" "+contents.OS.Hostname))
+			fmt.Fprintln(w, appliance.Visible(strings.TrimSpace(contents.OS.Name+" "+contents.OS.Hostname)))
 		}
 		t := cli.NewTable(w, "path", "type", "label", "size", "mounted on", "")
 		for _, v := range contents.Volumes {
-			t.Row(v.Path, v.Type, v.Label, cli.Size(v.Size), v.Mounted, strings.Join(append(nonEmpty(v.Refusal), v.Notes...), " "))
+			t.Row(appliance.Visible(v.Path), appliance.Visible(v.Type), appliance.Visible(v.Label), cli.Size(v.Size), appliance.Visible(v.Mounted), remarks(v))
 		}
 		t.Flush()
+		for _, n := range contents.Notes {
+			fmt.Fprintln(w, appliance.Visible(n))
+		}
 		if long {
 			for _, n := range contents.OS.Notes {
-				fmt.Fprintln(w, n)
+				fmt.Fprintln(w, appliance.Visible(n))
 			}
 		}
 	})
 }
 
-func nonEmpty(s string) []string {
-	if s == "" {
-		return nil
+// remarks are what there is to say of a volume.
+func remarks(v guestfs.Volume) string {
+	var list []string
+	switch {
+	case v.Locked:
+		list = []string{"Locked.", v.Refusal, "Give it with --passphrase-file FILE."}
+	case v.Refusal != "":
+		list = []string{v.Refusal}
 	}
-	return []string{s}
+	return appliance.Visible(strings.Join(append(list, v.Notes...), " "))
 }
 
 func (s service) list(c *cobra.Command, conn *host.Connection, r appliance.FilesRequest, long bool) error {
@@ -164,10 +175,12 @@ func modeString(f appliance.File) string {
 
 func (s service) cat() *cobra.Command {
 	var r appliance.FilesRequest
+	var p passphrases
 	c := &cobra.Command{Use: "cat VM POINT PATH", Short: "Write a file of a point to standard output", Args: cli.Args(3, 3), Long: "Cat writes the content of a file.\n" + aboutPaths,
 		RunE: func(c *cobra.Command, args []string) error {
 			r.VM, r.Point, r.Path = args[0], args[1], args[2]
-			return s.with(c, false, func(conn *host.Connection) error {
+			return s.unlocking(c, &p, func(conn *host.Connection, keyring string) error {
+				r.Keyring = keyring
 				body, n, err := conn.ReadFile(c.Context(), r, 0)
 				if err != nil {
 					return err
@@ -178,6 +191,7 @@ func (s service) cat() *cobra.Command {
 			})
 		}}
 	c.Flags().BoolVar(&r.Verified, "verified", false, "compare what is read with its digests")
+	p.flags(c)
 	return c
 }
 
@@ -192,6 +206,7 @@ func cutOff(name string, got, want int64, err error) error {
 
 func (s service) find() *cobra.Command {
 	var r appliance.FindRequest
+	var p passphrases
 	var after, before, larger, smaller string
 	c := &cobra.Command{Use: "find VM [POINT] [PATH]", Short: "Find files inside points by name, size and time", Args: cli.Args(1, 3),
 		Long: "Find walks a directory of a point, or of every point if none is named.\n" + aboutPaths,
@@ -200,7 +215,10 @@ func (s service) find() *cobra.Command {
 			if err := findFlags(&r, after, before, larger, smaller); err != nil {
 				return err
 			}
-			return s.with(c, false, func(conn *host.Connection) error { return s.runFind(c, conn, r) })
+			return s.unlocking(c, &p, func(conn *host.Connection, keyring string) error {
+				r.Keyring = keyring
+				return s.runFind(c, conn, r)
+			})
 		}}
 	f := c.Flags()
 	f.StringVar(&r.Name, "name", "", "`pattern` of the name: * ? [a-z]")
@@ -211,6 +229,7 @@ func (s service) find() *cobra.Command {
 	f.StringVar(&after, "after", "", "only what was modified after this `time`, as 2025-10-02 or 2025-10-02T12:00:00Z")
 	f.StringVar(&before, "before", "", "only what was modified before this `time`")
 	f.IntVar(&r.Shallow, "depth", 0, "go down only so many directories")
+	p.flags(c)
 	return c
 }
 
@@ -313,11 +332,13 @@ func (s service) runFind(c *cobra.Command, conn *host.Connection, r appliance.Fi
 
 func (s service) diff() *cobra.Command {
 	var r appliance.FilesRequest
+	var p passphrases
 	c := &cobra.Command{Use: "diff VM POINT POINT [PATH]", Short: "List the files that differ between two points", Args: cli.Args(3, 4),
 		Long: "Diff compares a directory of an older point with that of a newer one: A added,\nR removed, C changed, M only attributes.\n" + aboutPaths,
 		RunE: func(c *cobra.Command, args []string) error {
 			r.VM, r.Point, r.Path = args[0], args[1], pathArg(args, 3)
-			return s.with(c, false, func(conn *host.Connection) error {
+			return s.unlocking(c, &p, func(conn *host.Connection, keyring string) error {
+				r.Keyring = keyring
 				var list []appliance.FileChange
 				w := c.OutOrStdout()
 				err := conn.Diff(c.Context(), r, args[2], func(x appliance.FileChange) error {
@@ -334,6 +355,7 @@ func (s service) diff() *cobra.Command {
 				return s.Print(c, list, nil)
 			})
 		}}
+	p.flags(c)
 	return c
 }
 
@@ -346,10 +368,11 @@ func changeLine(x appliance.FileChange) string {
 }
 
 func (s service) versions() *cobra.Command {
-	return &cobra.Command{Use: "versions VM PATH", Short: "List what a path was in each point", Args: cli.Args(2, 2),
+	var p passphrases
+	c := &cobra.Command{Use: "versions VM PATH", Short: "List what a path was in each point", Args: cli.Args(2, 2),
 		RunE: func(c *cobra.Command, args []string) error {
-			return s.with(c, false, func(conn *host.Connection) error {
-				list, err := conn.Versions(c.Context(), args[0], args[1])
+			return s.unlocking(c, &p, func(conn *host.Connection, keyring string) error {
+				list, err := conn.Versions(c.Context(), appliance.FilesRequest{VM: args[0], Path: args[1], Keyring: keyring})
 				if err != nil {
 					return err
 				}
@@ -370,4 +393,6 @@ func (s service) versions() *cobra.Command {
 				})
 			})
 		}}
+	p.flags(c)
+	return c
 }

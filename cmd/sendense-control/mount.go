@@ -20,22 +20,24 @@ import (
 func (s service) mount() *cobra.Command {
 	var r api.MountRequest
 	var foreground bool
+	var p passphrases
 	c := &cobra.Command{Use: "mount DIR", Short: "Show every point of every VM as a tree of files", Args: cli.Args(1, 1),
 		Long: "Mount shows DIR/{vm}/{point}/disk-0.raw, the live image of a disk; files/, the tree as\n" +
 			"the machine saw it; and disk-0/, its file systems by position. A control plane serves\n" +
 			"until unmount. Without one a process in the background does; with --foreground it is\n" +
-			"the command itself.",
+			"the command itself. Passphrases are kept in its memory until unmount.",
 		RunE: func(c *cobra.Command, args []string) error {
 			r.Dir = args[0]
 			if err := absolute(&r.Dir); err != nil {
 				return err
 			}
-			return s.runMount(c, r, foreground)
+			return s.runMount(c, r, &p, foreground)
 		}}
 	f := c.Flags()
 	f.BoolVar(&r.Writable, "writable", false, "let disks be written; what is written is thrown away with the mount")
 	f.BoolVar(&r.Verified, "verified", false, "compare every cluster with its digest as it is read")
 	f.BoolVar(&foreground, "foreground", false, "serve until interrupted")
+	p.flags(c)
 	return c
 }
 
@@ -45,14 +47,17 @@ type mounted struct {
 	PID int `json:"pid,omitempty"` // of the process that serves, if no control plane does
 }
 
-func (s service) runMount(c *cobra.Command, r api.MountRequest, foreground bool) error {
+func (s service) runMount(c *cobra.Command, r api.MountRequest, p *passphrases, foreground bool) error {
+	list, err := p.read(c)
+	if err != nil {
+		return err
+	}
 	background := false
-	err := s.with(c, false, func(conn *host.Connection) error {
-		if conn.Embedded && !foreground {
-			background = true
+	err = s.with(c, false, func(conn *host.Connection) error {
+		if background = conn.Embedded && !foreground; background {
 			return nil
 		}
-		m, err := conn.Mount(c.Context(), r)
+		m, err := s.mountHere(c, conn, r, list)
 		if err != nil {
 			return err
 		}
@@ -65,13 +70,22 @@ func (s service) runMount(c *cobra.Command, r api.MountRequest, foreground bool)
 		return err
 	}
 	var m mounted
-	if err := s.detached(c, &m); err != nil {
+	if err := s.detached(c, list, &m); err != nil {
 		return err
 	}
 	return s.Print(c, m, func(w io.Writer) {
 		fmt.Fprintln(w, m.Dir)
 		fmt.Fprintf(c.ErrOrStderr(), "Process %d serves it. End it with: sendense-control unmount %s\n", m.PID, m.Dir)
 	})
+}
+
+// mountHere mounts through a connection. The mount keeps the passphrases.
+func (s service) mountHere(c *cobra.Command, conn *host.Connection, r api.MountRequest, list [][]byte) (m appliance.MountSpec, err error) {
+	err = withKeyring(c, conn, list, func(conn *host.Connection, keyring string) error {
+		m, err = conn.Mount(c.Context(), r, keyring)
+		return err
+	})
+	return m, err
 }
 
 // waitMounted waits until a mount is gone, and takes it away when ctx ends.

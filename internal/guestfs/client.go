@@ -160,6 +160,11 @@ func (c *client) why(err error) error {
 
 // call sends a request and waits for its answer.
 func (c *client) call(ctx context.Context, r *proto.Request) (proto.Reply, error) {
+	return c.callFor(ctx, r, c.timeout)
+}
+
+// callFor is call with a bound of its own.
+func (c *client) callFor(ctx context.Context, r *proto.Request, timeout time.Duration) (proto.Reply, error) {
 	answer := make(chan proto.Reply, 1)
 	c.mu.Lock()
 	if c.failed != nil {
@@ -173,7 +178,7 @@ func (c *client) call(ctx context.Context, r *proto.Request) (proto.Reply, error
 	if err := c.conn.Send(r); err != nil {
 		c.fail(c.why(err))
 	}
-	late := time.NewTimer(c.timeout)
+	late := time.NewTimer(timeout)
 	defer late.Stop()
 	select {
 	case reply := <-answer:
@@ -183,7 +188,7 @@ func (c *client) call(ctx context.Context, r *proto.Request) (proto.Reply, error
 		defer c.mu.Unlock()
 		return proto.Reply{}, c.failed
 	case <-late.C:
-		c.fail(fmt.Errorf("%w: no answer within %v", ErrDied, c.timeout))
+		c.fail(fmt.Errorf("%w: no answer within %v", ErrDied, timeout))
 		return proto.Reply{}, c.failed
 	case <-ctx.Done():
 		return proto.Reply{}, ctx.Err() // the answer goes nowhere

@@ -76,8 +76,12 @@ type Disk struct {
 
 // Options say how disks are opened.
 type Options struct {
-	// Passphrases are tried on encrypted containers; default none.
-	Passphrases []string
+	// Keys are tried on encrypted containers; default none. If there are such, and
+	// none of them is unlocked, that is ErrLocked.
+	Keys *Keys
+	// Unlocking has room for as many as may derive keys at a time, which takes up to
+	// 1 GiB of memory beside MemoryBytes; default: any number.
+	Unlocking chan struct{}
 	// MemoryBytes is what the confined process may take; default 1 GiB.
 	MemoryBytes int64
 	// Timeout is how long one answer may take before the process is given up;
@@ -92,6 +96,7 @@ type Guest struct {
 	disks   map[int]block.Device
 	os      OS
 	hasRoot bool
+	notes   []string
 }
 
 // Open opens the disks of a machine. They stay open until the Guest is closed,
@@ -128,23 +133,49 @@ func open(ctx context.Context, o Options, machines ...[]Disk) ([]*Guest, error) 
 		}
 		guests, asked = append(guests, g), append(asked, list)
 	}
-	c, err := startClient(devices, o)
-	if err != nil {
-		return nil, err
-	}
-	reply, err := c.call(ctx, &proto.Request{Op: proto.Open, Disks: asked, Passphrases: o.Passphrases})
+	c, reply, err := look(ctx, o, devices, asked)
 	if err == nil && len(reply.Machines) != len(guests) {
+		c.close()
 		err = errProtocol
 	}
+	if errors.Is(err, ErrLocked) {
+		return nil, err
+	}
 	if err != nil {
-		c.close()
 		return nil, fmt.Errorf("look at the disks: %w", err)
 	}
 	for i, g := range guests {
-		g.c, g.os, g.hasRoot = c, reply.Machines[i].OS, reply.Machines[i].Root
+		g.c, g.os, g.hasRoot, g.notes = c, reply.Machines[i].OS, reply.Machines[i].Root, reply.Machines[i].Notes
 	}
 	return guests, nil
 }
+
+// look starts a process that looks at disks. It is given keys only if it finds
+// something that they may unlock.
+func look(ctx context.Context, o Options, devices []block.Device, asked [][]proto.Disk) (*client, proto.Reply, error) {
+	if o.MemoryBytes == 0 {
+		o.MemoryBytes = defaultMemory
+	}
+	r := &proto.Request{Op: proto.Open, Disks: asked}
+	c, err := startClient(devices, o)
+	if err != nil {
+		return nil, proto.Reply{}, err
+	}
+	reply, err := c.call(ctx, r)
+	if err != nil {
+		c.close()
+		return nil, reply, err
+	}
+	locked := lockedOf(reply.Machines)
+	if o.Keys == nil || len(locked) == 0 {
+		return c, reply, nil
+	}
+	c.close()
+	return unlock(ctx, o, r, devices, locked)
+}
+
+// defaultMemory is what a confined process may take, in bytes.
+const defaultMemory = 1 << 30
 
 // Close ends the confined process.
 func (g *Guest) Close() { g.c.close() }
@@ -154,6 +185,10 @@ func (g *Guest) Done() <-chan struct{} { return g.c.dead }
 
 // OS says what runs on the machine, as far as its disks tell.
 func (g *Guest) OS() OS { return g.os }
+
+// Notes say what an operator should know of disks, groups and arrays, as opposed to
+// volumes.
+func (g *Guest) Notes() []string { return g.notes }
 
 // HasRoot reports whether paths that begin with a slash lead anywhere.
 func (g *Guest) HasRoot() bool { return g.hasRoot }

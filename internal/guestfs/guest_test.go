@@ -172,7 +172,7 @@ func TestTreeAsTheGuestSawIt(t *testing.T) {
 	}
 	got := []string{}
 	for _, v := range volumes {
-		got = append(got, fmt.Sprint(v.Path, " ", v.Type, " ", v.Label, " ", v.Mounted))
+		got = append(got, fmt.Sprint(v.Path, " ", v.Type, " ", v.Label, " ", v.Mounted, v.Refusal))
 	}
 	want := []string{"disk-0/p1 ext4  /boot", "disk-0/p2 xfs root /", "disk-1/fs btrfs my data /srv"}
 	if !slices.Equal(got, want) {

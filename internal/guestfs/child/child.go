@@ -167,22 +167,26 @@ func (s *server) machine(i int) (*tree.System, error) {
 // open looks at the disks.
 func (s *server) open(r *proto.Request) (proto.Reply, error) {
 	var reply proto.Reply
+	keys := &volume.Keys{Passphrases: r.Passphrases, Known: r.Keys}
 	for _, list := range r.Disks {
 		var disks []volume.Disk
 		for _, d := range list {
 			disks = append(disks, volume.Disk{Index: d.Index, Key: fmt.Sprintf("disk-%d", d.Index), Volume: &disk{s.disks, d.Number, d.Size}})
 		}
-		nodes := volume.Scan(disks, volume.Options{Passphrases: r.Passphrases})
-		m := tree.Open(tree.Volumes(disks, nodes), openFS)
+		m := tree.Open(disks, volume.Scan(disks, volume.Options{Keys: keys}), openFS)
 		s.mu.Lock()
 		s.machines = append(s.machines, m)
 		s.mu.Unlock()
 		reply.Machines = append(reply.Machines, describe(m))
 	}
+	for _, p := range keys.Passphrases { // they are not needed any more
+		clear(p)
+	}
+	reply.Keys = keys.Known
 	return reply, nil
 }
 
 func describe(m *tree.System) proto.Machine {
 	_, _, err := m.Resolve("/", true)
-	return proto.Machine{OS: m.OS(), Volumes: m.Volumes(), Root: err == nil}
+	return proto.Machine{OS: m.OS(), Volumes: m.Volumes(), Root: err == nil, Notes: m.Notes()}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/sendense/sendense/internal/guestfs/drivers"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/tree"
+	"github.com/sendense/sendense/internal/guestfs/volume"
 )
 
 // MaxFrame is the length of a frame that is taken, in bytes.
@@ -62,12 +63,13 @@ type Request struct {
 	Stream  uint64    `cbor:"10,keyasint,omitempty"`
 	Other   tree.Node `cbor:"11,keyasint,omitempty"` // of Diff: in machine 1
 	Disks   [][]Disk  `cbor:"12,keyasint,omitempty"` // of Open: by machine
-	// Passphrases are tried on encrypted containers.
-	Passphrases []string   `cbor:"13,keyasint,omitempty"`
-	Ranges      [][2]int64 `cbor:"14,keyasint,omitempty"` // of Dirty: offset and length
-	Match       tree.Match `cbor:"15,keyasint,omitempty"` // of Walk
-	Key         string     `cbor:"16,keyasint,omitempty"` // of Registry, in the hive at Path
-	More        More       `cbor:"17,keyasint,omitempty"` // of Walk
+	// Passphrases and Keys are tried on encrypted containers by Open.
+	Passphrases [][]byte     `cbor:"13,keyasint,omitempty"`
+	Ranges      [][2]int64   `cbor:"14,keyasint,omitempty"` // of Dirty: offset and length
+	Match       tree.Match   `cbor:"15,keyasint,omitempty"` // of Walk
+	Key         string       `cbor:"16,keyasint,omitempty"` // of Registry, in the hive at Path
+	More        More         `cbor:"17,keyasint,omitempty"` // of Walk
+	Keys        []volume.Key `cbor:"18,keyasint,omitempty"`
 }
 
 // More says what entries of a walk come with, beside their attributes.
@@ -106,6 +108,7 @@ type Reply struct {
 	Kind     uint32        `cbor:"14,keyasint,omitempty"` // of a value of the registry
 	Names    []string      `cbor:"15,keyasint,omitempty"`
 	Drivers  drivers.Guest `cbor:"16,keyasint,omitempty"`
+	Keys     []volume.Key  `cbor:"17,keyasint,omitempty"` // of Open: those that unlocked something
 }
 
 // Machine is what the disks of a machine hold.
@@ -113,6 +116,9 @@ type Machine struct {
 	OS      tree.OS       `cbor:"1,keyasint"`
 	Volumes []tree.Volume `cbor:"2,keyasint"`
 	Root    bool          `cbor:"3,keyasint"` // it has a tree of its own
+	// Notes are about what is no volume of its own: disks with tables, groups, arrays
+	// and their members.
+	Notes []string `cbor:"4,keyasint,omitempty"`
 }
 
 // Entry is a name of a directory, or of a walk, with its attributes.
@@ -185,7 +191,7 @@ type Error struct {
 
 // known are the errors that keep their identity; of several in one the first does.
 var known = []error{nil, fsys.ErrVolume, fs.ErrNotExist, tree.ErrNotDir, fsys.ErrCorrupt, fsys.ErrUnsupported, fsys.ErrNotFound,
-	tree.ErrNoRoot, io.EOF, ErrStream, tree.ErrLinks}
+	tree.ErrNoRoot, io.EOF, ErrStream, tree.ErrLinks, tree.ErrLocked}
 
 // ErrStream says that there is no such stream.
 var ErrStream = errors.New("no such stream")
@@ -257,9 +263,13 @@ func (c *Conn) Send(v any) error {
 	if len(b) > MaxFrame {
 		return fmt.Errorf("message of %d bytes", len(b))
 	}
+	frame := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(b)), uint32(len(b))), b...)
+	// There may be passphrases in it, which are not to lie about.
+	defer clear(frame)
+	clear(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, err = c.w.Write(append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(b)), uint32(len(b))), b...))
+	_, err = c.w.Write(frame)
 	return err
 }
 
@@ -285,6 +295,7 @@ func (c *Conn) Receive(v any) error {
 		return fmt.Errorf("message of %d bytes", n)
 	}
 	b := make([]byte, n)
+	defer clear(b)
 	if _, err := io.ReadFull(c.r, b); err != nil {
 		return err
 	}

@@ -83,7 +83,14 @@ func start(task string, limits Limits, sockets []*os.File, a *syscall.SysProcAtt
 	if err := <-started; err != nil {
 		return nil, err
 	}
+	c.expendable()
 	return c, nil
+}
+
+// expendable has the kernel end the child, and not who started it, should memory run
+// out. Not every user may say so.
+func (c *Child) expendable() {
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.PID()), []byte("1000"), 0)
 }
 
 // nobody is the user that a child of root is outside.

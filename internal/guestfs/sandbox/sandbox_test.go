@@ -129,6 +129,10 @@ func TestChildIsNobody(t *testing.T) {
 	if os.Geteuid() == 0 && !strings.Contains(string(status), "\nUid:\t65534\t65534\t65534\t65534\n") {
 		t.Errorf("user of the child: got\n%s", status)
 	}
+	adj, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.PID()))
+	if os.Geteuid() == 0 && string(adj) != "1000\n" {
+		t.Errorf("how soon the kernel ends the child for want of memory: got %q, %v, want 1000", adj, err)
+	}
 	for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2"} {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("status of the child: want %q in\n%s", want, status)

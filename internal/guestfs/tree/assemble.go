@@ -26,12 +26,16 @@ func (s *System) assemble() {
 			}
 		}
 	}
+	if !s.hasRoot && NewLockedError(s.volumes) != nil {
+		return // it is there, most likely
+	}
 	if !s.hasRoot {
 		s.onlyOne()
 		return
 	}
 	s.mark(s.root.FS, "/")
 	s.detect()
+	s.cryptTable()
 	s.mountTable()
 }
 
@@ -235,7 +239,7 @@ func (s *System) volumeFor(spec string) (int, bool) {
 		tag, value, tagged = strings.TrimSuffix(strings.TrimPrefix(dir, "/dev/disk/by-"), "/"), name, true
 	}
 	for i, v := range s.volumes {
-		if v.Device == nil {
+		if v.Device == nil && !v.Locked {
 			continue
 		}
 		same := false

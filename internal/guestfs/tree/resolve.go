@@ -33,7 +33,7 @@ func (s *System) Resolve(path string, follow bool) (Node, string, error) {
 	w := &walker{s: s, asked: path, follow: follow}
 	if strings.HasPrefix(path, "/") {
 		if !s.hasRoot {
-			return Node{}, "", &PathError{path, "", ErrNoRoot}
+			return Node{}, "", &PathError{path, "", s.noRoot()}
 		}
 		w.base, w.prefix = s.root, "/"
 	}

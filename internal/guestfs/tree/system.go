@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 
@@ -27,7 +28,7 @@ type Volume struct {
 	// Refusal says why it cannot be read, in a sentence. Empty if it can, or if
 	// nobody has tried yet.
 	Refusal string `cbor:"6,keyasint" json:"refusal,omitempty"`
-	// Notes are those of its file system.
+	// Notes say what an operator should know of it and its file system.
 	Notes []string `cbor:"7,keyasint" json:"notes,omitempty"`
 	// Mounted is where the guest has it in its tree; empty if nowhere.
 	Mounted string `cbor:"8,keyasint" json:"mounted,omitempty"`
@@ -37,9 +38,18 @@ type Volume struct {
 	Devices  []string `cbor:"10,keyasint" json:"devices,omitempty"`
 	// Free is how many bytes of the file system are free; -1: not known.
 	Free int64 `cbor:"11,keyasint" json:"free"`
+	// Locked says that it is encrypted, and a passphrase that was not given may
+	// unlock it.
+	Locked bool `cbor:"12,keyasint" json:"locked,omitempty"`
 
 	Device fsys.Volume `cbor:"-" json:"-"` // nil: it cannot be read
 	Start  int64       `cbor:"-" json:"-"` // first byte on the disk, of a partition
+}
+
+// place is what else is known of a Volume, and told to nobody.
+type place struct {
+	notes     []string // before those of its file system
+	container []string // names by which a crypttab may call the container that it is, or is the inside of
 }
 
 // Opener opens the file system of a type; subvolume chooses one of several, by
@@ -62,6 +72,8 @@ type System struct {
 	hasRoot bool
 	os      OS
 	drives  []drive // of Windows
+	places  []place // by number of the volume
+	notes   []string
 
 	mu      sync.Mutex // guards the fields below
 	hives   []openHive // those used last
@@ -80,10 +92,11 @@ type mounted struct {
 	err       error
 }
 
-// Open makes a System of volumes. It reads what it takes to find the guest's own
-// tree; whatever is wrong with one volume leaves the others alone.
-func Open(volumes []Volume, open Opener) *System {
-	s := &System{open: open, volumes: volumes, over: map[Node]Node{}}
+// Open makes a System of what a scan found on disks. It reads what it takes to find
+// the guest's own tree; whatever is wrong with one volume leaves the others alone.
+func Open(disks []volume.Disk, nodes []*volume.Node, open Opener) *System {
+	s := &System{open: open, over: map[Node]Node{}}
+	s.volumes, s.places, s.notes = collect(disks, nodes)
 	for i := range s.volumes {
 		s.volumes[i].Free = -1
 		s.mounted = append(s.mounted, &mounted{volume: i})
@@ -99,6 +112,10 @@ func (s *System) Volumes() []Volume {
 	defer s.mu.Unlock()
 	return append([]Volume(nil), s.volumes...)
 }
+
+// Notes are about what is no volume of its own: disks with partition tables, volume
+// groups, arrays and their members.
+func (s *System) Notes() []string { return s.notes }
 
 // OS says what runs on the machine.
 func (s *System) OS() OS { return s.os }
@@ -122,8 +139,11 @@ func (s *System) openVolume(m *mounted) {
 	v := s.volumes[m.volume]
 	s.mu.Unlock()
 	switch {
-	case v.Device == nil:
-		m.err = fmt.Errorf("%s: %s: %w", v.Path, orElse(v.Refusal, "it cannot be read"), fsys.ErrUnsupported)
+	case v.Locked:
+		m.err = NewLockedError([]Volume{v})
+		return
+	case v.Device == nil || m.subvolume == "" && v.Refusal != "":
+		m.err = fmt.Errorf("%s: %s: %w", v.Path, strings.TrimSuffix(orElse(v.Refusal, "it cannot be read"), "."), fsys.ErrUnsupported)
 		return
 	case v.Type == "":
 		m.err = fmt.Errorf("%s holds nothing that is known: %w", v.Path, fsys.ErrNotFound)
@@ -133,12 +153,14 @@ func (s *System) openVolume(m *mounted) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if m.err != nil {
-		s.volumes[m.volume].Refusal = m.err.Error()
+		if m.subvolume == "" {
+			s.volumes[m.volume].Refusal = m.err.Error()
+		}
 		m.err = fmt.Errorf("open %s: %w", v.Path, m.err)
 		return
 	}
 	info := m.fs.Info()
-	s.volumes[m.volume].Notes, s.volumes[m.volume].Free = info.Notes, info.Free
+	s.volumes[m.volume].Notes, s.volumes[m.volume].Free = slices.Concat(s.places[m.volume].notes, info.Notes), info.Free
 }
 
 func orElse(s, other string) string {

@@ -234,3 +234,28 @@ func (c concatenation) volumes(yield func(fsys.Volume)) {
 		s.layout.volumes(yield)
 	}
 }
+
+// firstDisk returns the Index of the disk that the first byte of a volume comes
+// from, which need not lie there as it is; other if that cannot be told.
+func firstDisk(v fsys.Volume, other int) int {
+	at := int64(0)
+	for range maxDepth * maxNesting {
+		switch x := v.(type) {
+		case diskVolume:
+			return x.index
+		case *decrypted:
+			v, at = x.vol, at+x.off
+		case locatedVolume:
+			v = x.mapped
+		case mapped:
+			r, err := x.layout.run(at, 1)
+			if err != nil || r.vol == nil { // nothing was ever written there
+				return other
+			}
+			v, at = r.vol, r.at
+		default:
+			return other
+		}
+	}
+	return other
+}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"runtime/debug"
 
 	"golang.org/x/crypto/argon2"
 
@@ -67,10 +68,10 @@ const (
 	maxKeyBytes   = 512
 	maxStripes    = 8000
 	maxSlots      = 32
-	// maxWork is for all slots of a container together: iterations, and KiB that
-	// Argon2 goes over in a third of their time or so.
-	maxWork          = 256 << 20
-	defaultKeyMemory = 1 << 30
+	// maxWork is for all containers of a scan together: iterations, of which
+	// argonWork take as long as Argon2 takes to go over one KiB.
+	maxWork   = 1 << 30
+	argonWork = 8
 )
 
 const (
@@ -98,13 +99,6 @@ var luksHashes = map[string]func() hash.Hash{"sha1": sha1.New, "sha256": sha256.
 
 var errPassphrase = errors.New("no keyslot fits the passphrase")
 
-// budget is the work that is left for deriving keys, and how much memory it may
-// take.
-type budget struct {
-	work   int64
-	memory int64 // bytes
-}
-
 // derive returns n bytes that follow from a passphrase or a key.
 func (k *luksKDF) derive(secret []byte, n int, b *budget) ([]byte, error) {
 	switch k.kind {
@@ -114,48 +108,31 @@ func (k *luksKDF) derive(secret []byte, n int, b *budget) ([]byte, error) {
 			return nil, fmt.Errorf("hash %.40q is not known", k.hash)
 		}
 		blocks := int64((n + h().Size() - 1) / h().Size())
-		if k.iterations < 1 || k.iterations > maxIterations || k.iterations*blocks > b.work {
-			return nil, fmt.Errorf("it asks for %d iterations, which is too much", k.iterations)
+		if k.iterations < 1 || k.iterations > maxIterations {
+			return nil, fmt.Errorf("deriving its key takes %d iterations, and %d are the most", k.iterations, maxIterations)
 		}
-		b.work -= k.iterations * blocks
+		if err := b.spend(k.iterations * blocks); err != nil {
+			return nil, err
+		}
 		return pbkdf2.Key(h, string(secret), k.salt, int(k.iterations), n)
 	case "argon2i", "argon2id":
-		if k.iterations < 1 || k.iterations > maxPasses || k.threads < 1 || k.threads > maxThreads || k.memory < 8 ||
-			k.memory > b.memory>>10 || k.iterations*k.memory*3 > b.work {
-			return nil, fmt.Errorf("deriving its key takes %d MiB of memory %d times, which is too much", k.memory>>10, k.iterations)
+		if k.iterations < 1 || k.iterations > maxPasses || k.threads < 1 || k.threads > maxThreads || k.memory < 8 {
+			return nil, fmt.Errorf("deriving its key takes %d passes over %d KiB with %d threads, which is not valid", k.iterations, k.memory, k.threads)
 		}
-		b.work -= k.iterations * k.memory * 3
+		if k.memory > b.memory>>10 {
+			return nil, fmt.Errorf("deriving its key takes %d MiB of memory, and %d MiB are the most", k.memory>>10, b.memory>>20)
+		}
+		if err := b.spend(k.iterations * k.memory * argonWork); err != nil {
+			return nil, err
+		}
 		f := argon2.Key
 		if k.kind == "argon2id" {
 			f = argon2.IDKey
 		}
+		defer debug.FreeOSMemory() // before the next one takes as much again
 		return f(secret, k.salt, uint32(k.iterations), uint32(k.memory), uint8(k.threads), uint32(n)), nil
 	}
 	return nil, fmt.Errorf("key derivation %.40q is not known", k.kind)
-}
-
-// unlock opens the content with the first passphrase that fits a slot.
-func (h *luksHeader) unlock(v fsys.Volume, passphrases []string, o Options) (fsys.Volume, error) {
-	b := &budget{work: maxWork, memory: o.KeyMemoryBytes}
-	if b.memory == 0 {
-		b.memory = defaultKeyMemory
-	}
-	var problem error
-	for _, p := range passphrases {
-		for i := range h.slots {
-			key, err := h.open(v, &h.slots[i], []byte(p), b)
-			if err == nil {
-				return h.content(v, key)
-			}
-			if !errors.Is(err, errPassphrase) {
-				problem = fmt.Errorf("keyslot %d: %w", h.slots[i].number, err)
-			}
-		}
-	}
-	if problem != nil {
-		return nil, problem
-	}
-	return nil, errPassphrase
 }
 
 // open returns the key that a slot keeps.
@@ -189,10 +166,13 @@ func (h *luksHeader) open(v fsys.Volume, s *luksSlot, passphrase []byte, b *budg
 	return key, h.check(s.number, key, b)
 }
 
+// anySlot stands for all of them.
+const anySlot = -1
+
 // check says whether key is the one of a digest that goes with a slot.
 func (h *luksHeader) check(slot int, key []byte, b *budget) error {
 	for _, d := range h.digests {
-		fits := len(d.slots) == 0
+		fits := len(d.slots) == 0 || slot == anySlot
 		for _, n := range d.slots {
 			fits = fits || n == slot
 		}

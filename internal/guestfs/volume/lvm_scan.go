@@ -93,6 +93,9 @@ func (s *scan) addGroup(g *group) {
 			missing = append(missing, pv.id)
 			continue // it was moved to another group, which knows more of it
 		}
+		if len(volumes) == 0 || p.node.Disk < n.Disk {
+			n.Disk = p.node.Disk
+		}
 		volumes[pv.id] = p.node.Volume
 		n.depth = max(n.depth, p.node.depth+1)
 		n.Size += pv.count * g.extent
@@ -104,7 +107,7 @@ func (s *scan) addGroup(g *group) {
 	for _, pv := range g.pvs {
 		if p := s.pvByID[pv.id]; p != nil && volumes[pv.id] != nil {
 			p.used = true
-			p.node.note(fmt.Sprintf("It belongs to the volume group %s.", n.Path))
+			p.node.PartOf = n.Path
 		}
 	}
 	for _, p := range s.pvs {

@@ -123,7 +123,7 @@ func storage(t *testing.T) ([]string, string) {
 func TestVolumesAreThoseOfTheKernel(t *testing.T) {
 	images, out := storage(t)
 	list := disks(t, 'c', images...)
-	nodes := volume.Scan(list, volume.Options{Passphrases: []string{"wrong", "secret"}})
+	nodes := volume.Scan(list, volume.Options{Keys: &volume.Keys{Passphrases: [][]byte{[]byte("wrong"), []byte("secret")}}})
 	t.Logf("\n%s", show(nodes))
 	for line := range strings.Lines(out) {
 		f := strings.Fields(line)

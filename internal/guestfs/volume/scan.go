@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -27,6 +26,7 @@ type scan struct {
 	arrays  map[string]bool // by UUID, those that are done
 	groups  map[string]bool
 	used    map[*Node]bool // members that are part of an array
+	budget  budget         // for unlocking
 }
 
 // Scan returns what lies on disks: a node for each, then one for each array and
@@ -34,7 +34,8 @@ type scan struct {
 // little, all of it before it returns but for the mappings of thin volumes and
 // snapshots, which volumes read when they are asked.
 func Scan(disks []Disk, o Options) []*Node {
-	s := &scan{opts: o, paths: map[string]bool{}, pvByID: map[string]*physical{}, arrays: map[string]bool{}, groups: map[string]bool{}, used: map[*Node]bool{}}
+	s := &scan{opts: o, paths: map[string]bool{}, pvByID: map[string]*physical{}, arrays: map[string]bool{}, groups: map[string]bool{},
+		used: map[*Node]bool{}, budget: newBudget(o)}
 	for _, d := range disks {
 		s.add(nil, &Node{Name: d.Key, Kind: KindDisk, Size: d.Volume.Size(), Volume: diskVolume{d.Volume, d.Index}}, fmt.Sprint(d.Index))
 	}
@@ -66,6 +67,10 @@ func (s *scan) add(parent, n *Node, id string) {
 	prefix := ""
 	if parent != nil {
 		prefix, n.depth = parent.Path+"/", max(n.depth, parent.depth+1)
+		n.Disk = parent.Disk
+	}
+	if n.Volume != nil {
+		n.Disk = firstDisk(n.Volume, n.Disk)
 	}
 	base := n.Name
 	for i := 2; s.paths[prefix+n.Name]; i++ {
@@ -174,27 +179,6 @@ func (s *scan) partitions(n *Node, t *table) {
 	}
 }
 
-// unlock adds the inside of a container that a passphrase fits.
-func (s *scan) unlock(n *Node, h *luksHeader) {
-	if h.refusal != "" {
-		n.refuse(h.refusal)
-		return
-	}
-	if len(s.opts.Passphrases) == 0 {
-		n.refuse("It is encrypted with LUKS, and no passphrase was given.")
-		return
-	}
-	v, err := h.unlock(n.Volume, s.opts.Passphrases, s.opts)
-	switch {
-	case errors.Is(err, errPassphrase):
-		n.refuse("It is encrypted with LUKS, and no passphrase given fits.")
-	case err != nil:
-		n.refuse(fmt.Sprintf("It is encrypted with LUKS and cannot be unlocked: %v.", err))
-	default:
-		s.add(n, &Node{Name: "crypt", Kind: KindCrypt, Size: v.Size(), Volume: v, ID: h.uuid}, "")
-	}
-}
-
 // assemble makes arrays and groups of what was found, only those that are complete
 // or the first of the others. It says whether it made any.
 func (s *scan) assemble(complete bool) bool {
@@ -226,8 +210,11 @@ func (s *scan) assemble(complete bool) bool {
 func (s *scan) addArray(a *array) {
 	vol, notes, err := a.volume()
 	n := &Node{Name: a.newest.arrayName(), Kind: KindArray, ID: a.newest.uuid, Notes: notes}
-	for _, m := range a.members {
+	for i, m := range a.members {
 		n.depth = max(n.depth, m.node.depth+1)
+		if i == 0 || m.node.Disk < n.Disk {
+			n.Disk = m.node.Disk
+		}
 	}
 	for i := 127; n.Name == ""; i-- { // as the kernel counts those without a name
 		if name := fmt.Sprintf("md%d", i); !s.paths[name] || i == 0 {
@@ -242,7 +229,7 @@ func (s *scan) addArray(a *array) {
 	s.add(nil, n, a.newest.uuid)
 	for _, m := range a.members {
 		s.used[m.node] = true
-		m.node.note(fmt.Sprintf("It belongs to the array %s (%s, metadata %s).", n.Path, a.newest.levelName(), m.version))
+		m.node.PartOf = n.Path
 	}
 }
 
@@ -258,7 +245,7 @@ func (s *scan) strays() {
 		switch {
 		case p.used:
 		case p.meta == nil:
-			p.node.note("It belongs to no volume group that is here.")
+			p.node.refuse("It is a physical volume of LVM, and of no volume group that is here.")
 		default:
 			p.node.refuse("It belongs to a volume group that was read without it.")
 		}

@@ -21,10 +21,11 @@ type Disk struct {
 
 // Options say how to look. The zero value is the default.
 type Options struct {
-	// Passphrases are tried on every LUKS container; default none.
-	Passphrases []string
+	// Keys are tried on every LUKS container; default none. What they unlock is
+	// added to them.
+	Keys *Keys
 	// KeyMemoryBytes is what deriving a key from a passphrase may take; default
-	// 1 GiB, which is what cryptsetup asks for where there is enough.
+	// DefaultKeyMemory.
 	KeyMemoryBytes int64
 }
 
@@ -50,6 +51,9 @@ type Node struct {
 	Name string // last part of Path
 	Kind Kind
 	Size int64 // bytes; of a group, that of its physical volumes
+	// Disk is the Index of the disk that it lies on; the first one of what lies on
+	// several.
+	Disk int
 
 	// Table is the partition table that the node holds: gpt, dos or, refused, bsd,
 	// mac, sun, sgi; empty if there is none. TableUUID is its identifier.
@@ -67,6 +71,11 @@ type Node struct {
 	ID string
 
 	Partition *Partition // of a partition
+	// PartOf is the Path of the array or group that it is a part of.
+	PartOf string
+	// Locked says that it is a container of LUKS which a passphrase may unlock, and
+	// none that was given did.
+	Locked bool
 	// Refusal says in a sentence why Volume is nil or what it holds cannot be read
 	// here; empty if neither is so.
 	Refusal string
