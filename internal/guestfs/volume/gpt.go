@@ -101,15 +101,18 @@ func readGPT(w *window, m *mbr) *table {
 		return nil
 	}
 	for _, sector := range sectorSizes {
-		last := uint64(w.size()/sector) - 1
-		h, entries, err := gptAt(w, last, sector)
-		if err != nil {
-			continue
+		primary, _, damage := gptAt(w, 1, sector)
+		// Where the disk was enlarged, the backup is where the header says, if that is
+		// sound and only its entries are not.
+		for _, lba := range []uint64{primary.alternate, uint64(w.size()/sector) - 1} {
+			h, entries, err := gptAt(w, lba, sector)
+			if err != nil {
+				continue
+			}
+			t := gptTable(h, entries, sector, w.size())
+			t.notes = append(t.notes, fmt.Sprintf("The partition table is damaged (%v); its backup is used.", damage))
+			return t
 		}
-		_, _, primary := gptAt(w, 1, sector)
-		t := gptTable(h, entries, sector, w.size())
-		t.notes = append(t.notes, fmt.Sprintf("The partition table is damaged (%v); its backup is used.", primary))
-		return t
 	}
 	return nil
 }

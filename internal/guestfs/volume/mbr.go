@@ -18,17 +18,24 @@ type mbrEntry struct {
 // extended says whether the partition holds logical ones.
 func (e mbrEntry) extended() bool { return e.kind == 0x05 || e.kind == 0x0f || e.kind == 0x85 }
 
-// parseMBR parses a sector, and returns nil if it is no boot record.
+// parseMBR parses a sector, and returns nil if it is no master boot record.
 func parseMBR(b []byte) *mbr {
+	for i := range 4 {
+		if len(b) >= 512 && b[446+16*i]&0x7f != 0 {
+			return nil // no flag, but code
+		}
+	}
+	return parseEBR(b)
+}
+
+// parseEBR parses a sector, and returns nil if it is no extended boot record.
+func parseEBR(b []byte) *mbr {
 	if len(b) < 512 || b[510] != 0x55 || b[511] != 0xaa {
 		return nil
 	}
 	m := &mbr{id: le.Uint32(b[440:])}
 	for i := range m.entries {
 		e := b[446+16*i:]
-		if e[0]&0x7f != 0 {
-			return nil // no flag, but code
-		}
 		m.entries[i] = mbrEntry{e[0] == 0x80, e[4], le.Uint32(e[8:]), le.Uint32(e[12:])}
 	}
 	return m
@@ -87,7 +94,7 @@ func recognised(w *window, t *table) bool {
 		if i == 8 {
 			break
 		}
-		if e.extended && e.Start+512 <= w.size() && parseMBR(w.bytes(e.Start, 512)) != nil {
+		if e.extended && e.Start+512 <= w.size() && parseEBR(w.bytes(e.Start, 512)) != nil {
 			return true
 		}
 		if e.refusal == "" && !e.extended && e.Start > 0 && e.Start <= w.size()-e.Size &&
@@ -102,10 +109,9 @@ func dosTable(w *window, m *mbr, sector int64) *table {
 	t := &table{kind: "dos", sector: sector, uuid: fmt.Sprintf("%08x", m.id)}
 	logical := 5
 	for i, e := range m.entries {
-		if e.count == 0 || e.kind == 0 {
-			continue
+		if e.count != 0 {
+			t.add(w, m.id, i+1, e, uint64(e.start))
 		}
-		t.add(w, m.id, i+1, e, uint64(e.start))
 	}
 	for _, e := range m.entries {
 		if e.extended() && e.count != 0 {
@@ -135,41 +141,47 @@ func (t *table) add(w *window, id uint32, number int, m mbrEntry, start uint64) 
 }
 
 // logical adds the partitions of the chain of extended boot records that starts at
-// sector base. The first entry of each is relative to it, the link to base.
+// sector base. The first entries of each are relative to it, the link to base. What
+// counts is what the kernel takes (torvalds/linux block/partitions/msdos.c,
+// parse_extended).
 func (t *table) logical(w *window, id uint32, base, count uint64, number *int) {
 	seen := map[uint64]bool{}
+	size := count // of what the record at hand describes
 	for at := base; ; {
 		if seen[at] || len(t.parts) >= maxPartitions {
 			t.notes = append(t.notes, "The chain of logical partitions does not end; what was seen twice is left out.")
 			return
 		}
 		seen[at] = true
-		m := parseMBR(w.bytes(int64(at)*t.sector, 512))
+		m := parseEBR(w.bytes(int64(at)*t.sector, 512))
 		if m == nil {
 			t.notes = append(t.notes, fmt.Sprintf("The chain of logical partitions breaks at sector %d; there may be more.", at))
 			return
 		}
-		link := uint64(0)
-		for _, e := range m.entries {
+		var link *mbrEntry
+		for i, e := range m.entries {
+			off, n := uint64(e.start), uint64(e.count)
 			switch {
-			case e.count == 0 || e.kind == 0:
+			case n == 0:
 			case e.extended():
-				if link == 0 {
-					link = uint64(e.start)
+				if link == nil {
+					link = &m.entries[i]
 				}
+			case i >= 2 && (off+n > size || at+off < base || at+off+n > base+count):
+				// The last two are not used, and hold anything.
 			default:
-				t.add(w, id, *number, e, at+uint64(e.start))
+				t.add(w, id, *number, e, at+off)
 				*number++
 			}
 		}
-		if link == 0 {
+		if link == nil {
 			return
 		}
-		if link >= count {
+		if uint64(link.start) >= count {
 			t.notes = append(t.notes, "The chain of logical partitions leaves the extended partition; there may be more.")
 			return
 		}
-		at = base + link
+		at, size = base+uint64(link.start), uint64(link.count)
 	}
 }
 

@@ -105,7 +105,9 @@ func (s *scan) examine(n *Node) {
 	found := probe(w)
 	var t *table
 	if n.Kind != KindPartition { // the kernel does not look for tables in partitions either
-		t = readTable(w)
+		if t = readTable(w); t != nil {
+			t.overlap()
+		}
 		// What lies in a partition is that one's.
 		found = slices.DeleteFunc(found, func(f finding) bool { return t.covers(f.at) || t.cuts(f.end) })
 	}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -42,6 +43,29 @@ func (t *table) cuts(end int64) bool {
 	return t != nil && end > 0 && slices.ContainsFunc(t.parts, func(e entry) bool {
 		return e.Start < end && e.Start+e.Size > end+padding && e.Start != 16*isoSector
 	})
+}
+
+// overlap notes which partitions share bytes. Both are shown: nobody knows which of
+// them is right.
+func (t *table) overlap() {
+	var parts []entry
+	for _, e := range t.parts {
+		if !e.extended && e.refusal == "" && e.Size > 0 {
+			parts = append(parts, e)
+		}
+	}
+	slices.SortStableFunc(parts, func(a, b entry) int { return cmp.Compare(a.Start, b.Start) })
+	last := 0 // the one of those before that ends last
+	told := 0
+	for i := 1; i < len(parts) && told < 8; i++ {
+		if a, b := &parts[last], &parts[i]; b.Start < a.Start+a.Size {
+			t.notes = append(t.notes, fmt.Sprintf("Partitions %d and %d overlap.", a.Number, b.Number))
+			told++
+		}
+		if parts[i].Start+parts[i].Size > parts[last].Start+parts[last].Size {
+			last = i
+		}
+	}
 }
 
 // sectorSizes are the units that tables may count in.

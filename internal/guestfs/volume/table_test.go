@@ -76,8 +76,14 @@ func protective(sectors int64) []byte {
 }
 
 func writeGPT(f *os.File, sectors int64, parts []partition) error {
+	return writeGPTOf(f, sectors, 512, parts)
+}
+
+// writeGPTOf writes the table of a disk whose sectors have other sizes.
+func writeGPTOf(f *os.File, sectors, sector int64, parts []partition) error {
 	entries := make([]byte, 128*128)
-	for i, r := range ranges(sectors, parts) {
+	for i, r := range ranges(sectors*sector/512, parts) {
+		r[0], r[1] = r[0]*512/sector, (r[1]+1)*512/sector-1
 		e := entries[i*128:]
 		copy(e, linuxData)
 		if parts[i].lvm {
@@ -90,15 +96,16 @@ func writeGPT(f *os.File, sectors int64, parts []partition) error {
 			le.PutUint16(e[56+2*j:], u)
 		}
 	}
+	array := int64(len(entries)) / sector
 	header := func(own, other, table int64) []byte {
-		h := make([]byte, 512)
+		h := make([]byte, sector)
 		copy(h, "EFI PART")
 		le.PutUint32(h[8:], 0x10000)
 		le.PutUint32(h[12:], 92)
 		le.PutUint64(h[24:], uint64(own))
 		le.PutUint64(h[32:], uint64(other))
-		le.PutUint64(h[40:], 34)
-		le.PutUint64(h[48:], uint64(sectors-34))
+		le.PutUint64(h[40:], uint64(2+array))
+		le.PutUint64(h[48:], uint64(sectors-2-array))
 		h[56] = 7
 		le.PutUint64(h[72:], uint64(table))
 		le.PutUint32(h[80:], 128)
@@ -109,9 +116,9 @@ func writeGPT(f *os.File, sectors int64, parts []partition) error {
 	}
 	var errs []error
 	for at, b := range map[int64][]byte{
-		0: protective(sectors), 1: header(1, sectors-1, 2), 2: entries, sectors - 33: entries, sectors - 1: header(sectors-1, 1, sectors-33),
+		0: protective(sectors), 1: header(1, sectors-1, 2), 2: entries, sectors - 1 - array: entries, sectors - 1: header(sectors-1, 1, sectors-1-array),
 	} {
-		_, err := f.WriteAt(b, at*512)
+		_, err := f.WriteAt(b, at*sector)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
