@@ -71,6 +71,8 @@ func TestMainTellsErrors(t *testing.T) {
 		{"the product's own inside another", []string{"group", "do"}, fmt.Errorf("x: %w", known), 4, "done 0", "prog: VM web1 is being written.\nhint: Wait.\n"},
 		{"the product's own as JSON", []string{"group", "do", "--json"}, known, 4, "done 0",
 			`{"error":{"code":"busy","message":"VM web1 is being written.","hint":"Wait."}}` + "\n"},
+		{"names that would do something to a terminal", []string{"group", "do"}, &appliance.Error{Code: appliance.CodeNotFound, Msg: "No \x1b[2J\u202e\u009b.", Hint: "See."}, 3,
+			"done 0", "prog: No \ufffd[2J\ufffd\ufffd.\nhint: See.\n"},
 		{"others as a sentence", []string{"group", "do"}, errors.New("read table: too short"), 1, "done 0",
 			"prog: Read table: too short.\nhint: If the cause is not plain from this, it is a mistake in the program: please report it.\n"},
 		{"a full disk", []string{"group", "do"}, &os.PathError{Op: "write", Path: "/x", Err: syscall.ENOSPC}, 8, "done 0",

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 
 	"github.com/sendense/sendense/appliance"
 	"github.com/spf13/cobra"
@@ -90,8 +91,18 @@ func printError(w io.Writer, program string, asJSON bool, err error) {
 			return
 		}
 	}
-	fmt.Fprintf(w, "%s: %s\n", program, m.Message)
-	fmt.Fprintf(w, "hint: %s\n", m.Hint)
+	fmt.Fprintf(w, "%s: %s\n", program, harmless(m.Message))
+	fmt.Fprintf(w, "hint: %s\n", harmless(m.Hint))
+}
+
+// harmless keeps names that somebody else chose from doing anything to a terminal.
+func harmless(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.Is(unicode.Cf, r) || unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }
 
 // usualHint is what to do about an error that brings no advice of its own.

@@ -268,3 +268,35 @@ func TestDeathOfTheProcessIsReported(t *testing.T) {
 		t.Errorf("after its death: got %v, want ErrDied", err)
 	}
 }
+
+func TestWhatIsWrongWithDisksIsListed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.img")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 64<<20)); err != nil {
+		t.Fatal(err)
+	}
+	fstest.Run(t, "sgdisk", "-n1:0:+32M", path)
+	fstest.Run(t, "dd", "if="+fstest.Make(t, 32<<20, "mkfs.ext4", "-q"), "of="+path, "bs=1M", "seek=1", "conv=notrunc", "status=none")
+	zero := func(off int64) {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteAt(make([]byte, 512), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	zero(512)
+	g := open(t, []string{path})
+	if notes := strings.Join(g.Notes(), " "); !strings.Contains(notes, "disk-0: The partition table is damaged") {
+		t.Errorf("notes: got %q", notes)
+	}
+	if v := only(t, g); v.Path != "disk-0/p1" || v.Type != "ext4" || v.Refusal != "" {
+		t.Errorf("volume: got %+v", v)
+	}
+	zero(64<<20 - 512)
+	g = open(t, []string{path})
+	if v := only(t, g); v.Path != "disk-0/fs" || v.Type != "gpt" || !strings.Contains(v.Refusal, "neither of the GUID partition tables is sound") {
+		t.Errorf("volume of a disk without a sound table: got %+v", v)
+	}
+}

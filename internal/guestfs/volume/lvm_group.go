@@ -24,9 +24,18 @@ type group struct {
 
 // groupPV is a physical volume as the group describes it.
 type groupPV struct {
-	id    string
-	start int64 // first byte of its extents
-	count int64 // of extents
+	id      string
+	device  string // the guest's name of its device, when it was last seen; may be empty
+	missing bool   // the group was changed without it
+	start   int64  // first byte of its extents
+	count   int64  // of extents
+}
+
+func (p *groupPV) String() string {
+	if p.device == "" {
+		return p.id
+	}
+	return fmt.Sprintf("%s (%s)", p.device, p.id)
 }
 
 // logical is a logical volume. Not all of them are visible: others are made of
@@ -81,6 +90,11 @@ func validName(s string) bool {
 		!strings.ContainsFunc(s, func(r rune) bool { return !nameRune(r) })
 }
 
+// validDevice says whether s may be shown as the name of a device.
+func validDevice(s string) bool {
+	return len(s) <= 100 && strings.HasPrefix(s, "/dev/") && !strings.ContainsFunc(s, func(r rune) bool { return !nameRune(r) && r != '/' && r != ':' })
+}
+
 func (g *group) physicals(s *section) error {
 	if s == nil {
 		return nil
@@ -91,7 +105,10 @@ func (g *group) physicals(s *section) error {
 		if !ok || !ok2 || start > maxBytes/512/2 || count > maxBytes/g.extent/2 {
 			return fmt.Errorf("physical volume %.40q of volume group %s has no valid extents", c.name, g.name)
 		}
-		pv := &groupPV{id: c.text("id"), start: start * 512, count: count}
+		pv := &groupPV{id: c.text("id"), device: c.text("device"), missing: slices.Contains(c.strings("flags"), "MISSING"), start: start * 512, count: count}
+		if !validDevice(pv.device) {
+			pv.device = ""
+		}
 		g.pvs = append(g.pvs, pv)
 		g.byPV[c.name] = pv
 	}

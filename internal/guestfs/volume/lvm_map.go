@@ -21,6 +21,8 @@ type resolver struct {
 	merging   map[string]bool     // origins that a snapshot is being merged into
 	pools     map[string]*thinPool
 	depth     int
+	doubtful  int             // how often a part was on a physical volume that counts as missing
+	stale     map[string]bool // volumes that have such parts
 }
 
 type resolved struct {
@@ -40,7 +42,7 @@ var errLoop = errors.New("it is made of itself")
 func newResolver(g *group, physical map[string]fsys.Volume) *resolver {
 	r := &resolver{
 		group: g, physical: physical, done: map[string]resolved{}, notes: map[string][]string{},
-		snapshots: map[string]snapshot{}, merging: map[string]bool{}, pools: map[string]*thinPool{},
+		snapshots: map[string]snapshot{}, merging: map[string]bool{}, pools: map[string]*thinPool{}, stale: map[string]bool{},
 	}
 	for _, l := range g.logicals {
 		if l.kind() != "snapshot" {
@@ -81,16 +83,20 @@ func (r *resolver) plain(name string) (fsys.Volume, error) {
 // once makes each volume once, and none of itself.
 func (r *resolver) once(name string, build func() (fsys.Volume, error)) (fsys.Volume, error) {
 	if d, ok := r.done[name]; ok {
+		if r.stale[name] {
+			r.doubtful++
+		}
 		return d.vol, d.err
 	}
 	if r.depth == maxNesting {
 		return nil, errors.New("it is made of too many volumes within one another")
 	}
 	r.done[name] = resolved{nil, errLoop}
+	before := r.doubtful
 	r.depth++
 	vol, err := build()
 	r.depth--
-	r.done[name] = resolved{vol, err}
+	r.done[name], r.stale[name] = resolved{vol, err}, r.doubtful > before
 	return vol, err
 }
 
@@ -129,7 +135,10 @@ func (r *resolver) segment(l *logical, s lvSegment) (layout, error) {
 		return nil, errors.New("a segment has no type")
 	}
 	kind, _, _ := strings.Cut(s.kind, "+") // the flags of a type
-	return nil, fmt.Errorf("segments of type %.40s are not read", strings.ToValidUTF8(kind, "?"))
+	if !validName(kind) {
+		kind = fmt.Sprintf("%.40q", kind)
+	}
+	return nil, fmt.Errorf("segments of type %s are not read", kind)
 }
 
 // at returns where n bytes of an area lie.
@@ -139,11 +148,14 @@ func (r *resolver) at(a area, n int64) (part, error) {
 	}
 	if pv := r.byPV[a.name]; pv != nil {
 		vol := r.physical[pv.id]
+		if pv.missing {
+			r.doubtful++
+		}
 		if vol == nil {
-			return part{}, fmt.Errorf("physical volume %s is missing", pv.id)
+			return part{}, fmt.Errorf("physical volume %s is missing", pv)
 		}
 		if a.at*r.extent+n > pv.count*r.extent || pv.start+a.at*r.extent+n > vol.Size() {
-			return part{}, fmt.Errorf("a segment lies past the end of physical volume %s", pv.id)
+			return part{}, fmt.Errorf("a segment lies past the end of physical volume %s", pv)
 		}
 		return part{vol, pv.start + a.at*r.extent}, nil
 	}
@@ -198,8 +210,11 @@ func (r *resolver) mirror(l *logical, s lvSegment) (layout, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.notes[l.name] = append(r.notes[l.name], fmt.Sprintf("It is a mirror, of whose %d legs the first is read.", len(areas)))
-	return r.at(areas[0], s.count*r.extent)
+	p, err := r.at(areas[0], s.count*r.extent)
+	if err == nil {
+		r.notes[l.name] = append(r.notes[l.name], fmt.Sprintf("It is a mirror, of whose %d legs the first is read.", len(areas)))
+	}
+	return p, err
 }
 
 // thin returns the layout of a thin volume.
@@ -231,8 +246,12 @@ func (r *resolver) thin(l *logical, s lvSegment) (layout, error) {
 // pool opens a thin pool.
 func (r *resolver) pool(name string) (*thinPool, error) {
 	if p := r.pools[name]; p != nil {
+		if r.stale[name] {
+			r.doubtful++
+		}
 		return p, nil
 	}
+	before := r.doubtful
 	l := r.byName[name]
 	if l == nil || l.kind() != "thin-pool" || len(l.segments) != 1 {
 		return nil, fmt.Errorf("there is no thin pool %.100q", name)
@@ -256,7 +275,7 @@ func (r *resolver) pool(name string) (*thinPool, error) {
 	if id, _ := s.number("transaction_id"); uint64(id) != p.transaction {
 		p.notes = append(p.notes, fmt.Sprintf("The pool is at transaction %d, the volume group at %d: one of them is older than the other.", p.transaction, id))
 	}
-	r.pools[name] = p
+	r.pools[name], r.stale[name] = p, r.doubtful > before
 	return p, nil
 }
 

@@ -54,7 +54,7 @@ func (r *resolver) raid1(l *logical, s lvSegment) (layout, error) {
 	if n, _ := s.number("reshape_count"); n != 0 {
 		return nil, errors.New("it is being reshaped")
 	}
-	legs := len(names) / 2
+	legs, before := len(names)/2, r.doubtful
 	supers := make([]*raidSuper, legs)
 	var newest *raidSuper
 	for i := range legs {
@@ -65,6 +65,7 @@ func (r *resolver) raid1(l *logical, s lvSegment) (layout, error) {
 	}
 	var first error
 	for i := range legs {
+		r.doubtful = before // only the leg that is read matters
 		if newest != nil {
 			own := supers[i]
 			if own == nil || own.position != uint32(i) || own.events != newest.events || own.recovered != math.MaxUint64 || newest.hasFailed(i) {
@@ -82,12 +83,28 @@ func (r *resolver) raid1(l *logical, s lvSegment) (layout, error) {
 			continue
 		}
 		r.notes[l.name] = append(r.notes[l.name], fmt.Sprintf("It is a mirror, of whose %d legs number %d is read.", legs, i+1))
+		if r.unseen(newest, names, s.count*r.extent) {
+			r.notes[l.name] = append(r.notes[l.name], "A leg that it counts on is not here: if it was written without this one, what is read may be older.")
+		}
 		return p, nil
 	}
 	if first != nil {
 		return nil, first
 	}
 	return nil, errors.New("none of its mirrored legs is in step")
+}
+
+// unseen reports whether a leg is not here that the newest one does not know to have
+// failed.
+func (r *resolver) unseen(newest *raidSuper, names []string, size int64) bool {
+	before := r.doubtful
+	defer func() { r.doubtful = before }()
+	for i := 1; i < len(names); i += 2 {
+		if _, err := r.at(area{name: names[i]}, size); err != nil && (newest == nil || !newest.hasFailed(i/2)) {
+			return true
+		}
+	}
+	return false
 }
 
 // raid0 reads an array of stripes.

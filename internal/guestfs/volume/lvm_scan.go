@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -20,12 +21,33 @@ type physical struct {
 
 // addPhysical takes note of a physical volume, and reads the metadata on it.
 func (s *scan) addPhysical(n *Node, l *pvLabel) {
-	if other := s.pvByID[l.id]; other != nil {
+	p := &physical{node: n, id: l.id}
+	p.read(l)
+	other := s.pvByID[l.id]
+	switch {
+	case other == nil:
+		s.pvs = append(s.pvs, p)
+	case other.used || p.version() <= other.version():
 		n.refuse(fmt.Sprintf("It is a copy of the physical volume %s, which is used instead.", other.node.Path))
 		return
+	default:
+		other.node.refuse(fmt.Sprintf("It is an older copy of the physical volume %s, which is used instead.", n.Path))
+		s.pvs[slices.Index(s.pvs, other)] = p
 	}
-	p := &physical{node: n, id: l.id}
-	w := newWindow(n.Volume)
+	s.pvByID[l.id] = p
+}
+
+// version is that of the metadata, -1 if there is none.
+func (p *physical) version() int64 {
+	if p.meta == nil {
+		return -1
+	}
+	return p.meta.seqno
+}
+
+// read reads the metadata.
+func (p *physical) read(l *pvLabel) {
+	w := newWindow(p.node.Volume)
 	var problem error
 	for _, area := range l.areas {
 		text, err := readMetadata(w, area)
@@ -43,10 +65,8 @@ func (s *scan) addPhysical(n *Node, l *pvLabel) {
 		}
 	}
 	if problem != nil {
-		n.note(sentence("metadata of LVM on it: " + problem.Error()))
+		p.node.note(sentence("metadata of LVM on it: " + problem.Error()))
 	}
-	s.pvs = append(s.pvs, p)
-	s.pvByID[l.id] = p
 }
 
 // collectGroups returns the newest metadata of each group.
@@ -86,11 +106,11 @@ func (s *scan) addGroup(g *group) {
 	for _, pv := range g.pvs {
 		p := s.pvByID[pv.id]
 		if p == nil {
-			missing = append(missing, pv.id)
+			missing = append(missing, pv.String())
 			continue
 		}
 		if p.meta != nil && p.meta.id != g.id {
-			missing = append(missing, pv.id)
+			missing = append(missing, pv.String())
 			continue // it was moved to another group, which knows more of it
 		}
 		if len(volumes) == 0 || p.node.Disk < n.Disk {
@@ -108,6 +128,9 @@ func (s *scan) addGroup(g *group) {
 		if p := s.pvByID[pv.id]; p != nil && volumes[pv.id] != nil {
 			p.used = true
 			p.node.PartOf = n.Path
+			if v := p.version(); v >= 0 && v < g.seqno {
+				p.node.note(fmt.Sprintf("Its metadata of LVM is older than that of its group (version %d, not %d).", v, g.seqno))
+			}
 		}
 	}
 	for _, p := range s.pvs {
@@ -151,6 +174,9 @@ func (s *scan) addLogical(parent *Node, r *resolver, l *logical) {
 		n.Volume, n.Size = v, v.Size()
 	}
 	n.Notes = append(n.Notes, r.notes[l.name]...)
+	if r.stale[l.name] || r.stale[l.name+"/snapshot"] {
+		n.note("It lies on a physical volume that its group counts as missing: the group was changed without it, and what it holds may be older.")
+	}
 	s.add(parent, n, l.id)
 }
 

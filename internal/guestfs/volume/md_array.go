@@ -79,14 +79,15 @@ func (a *array) volume() (vol fsys.Volume, notes []string, err error) {
 			return nil, nil, errors.New(m.refusal)
 		}
 	}
+	members := a.byRole()
+	a.tellOthers(members)
 	switch s.level {
 	case 1:
-		return a.mirror()
+		return a.mirror(members)
 	case 0, levelLinear:
 	default:
 		return nil, nil, fmt.Errorf("is of level %s, which is not read", s.levelName())
 	}
-	members := a.byRole()
 	if n := len(members) - len(slices.DeleteFunc(slices.Clone(members), func(m *mdMember) bool { return m == nil })); n > 0 {
 		return nil, nil, fmt.Errorf("is of level %s and lacks %d of %d members", s.levelName(), n, len(members))
 	}
@@ -98,11 +99,29 @@ func (a *array) volume() (vol fsys.Volume, notes []string, err error) {
 	return vol, nil, err
 }
 
+// tellOthers says of the members that are not read why that is.
+func (a *array) tellOthers(members []*mdMember) {
+	for i := range a.members {
+		m := &a.members[i]
+		switch {
+		case slices.Contains(members, m):
+		case m.role < 0:
+			m.node.note("It is a spare of its array, or was taken out of it, and is not read.")
+		case a.current(*m):
+			m.node.note(fmt.Sprintf("It is a copy of %s, which is read instead.", members[m.role].node.Path))
+		case m.behind:
+			m.node.note("It is being rebuilt from the others of its array, and is not read.")
+		default:
+			m.node.note(fmt.Sprintf("It is not in step with its array (update %d, not %d), and is not read.", m.events, a.newest.events))
+		}
+	}
+}
+
 // mirror reads the member that is in step and knows most, the first of several.
-func (a *array) mirror() (fsys.Volume, []string, error) {
+func (a *array) mirror(members []*mdMember) (fsys.Volume, []string, error) {
 	var best *mdMember
 	n := 0
-	for _, m := range a.byRole() {
+	for _, m := range members {
 		if m == nil || a.newest.size <= 0 || a.newest.size > m.dataLen {
 			continue
 		}
@@ -114,11 +133,39 @@ func (a *array) mirror() (fsys.Volume, []string, error) {
 	if best == nil {
 		return nil, nil, errors.New("has no member that is in step")
 	}
-	notes := []string{fmt.Sprintf("It is a mirror of %d members, of which %d are here and in step; one is read.", a.newest.disks, n)}
+	notes := []string{fmt.Sprintf("It is a mirror of %d members, of which %d are here and in step; %s is read.", a.newest.disks, n, best.node.Path)}
 	if best.badBlocks {
 		notes = append(notes, "The member that is read has a list of bad blocks, which is not regarded.")
 	}
+	switch {
+	case a.divided(best):
+		notes = append(notes, "Its members were written without each other: they hold different things, and what is read may not be what is wanted.")
+	case a.unseen(members):
+		notes = append(notes, "Others that it counts on are not here: if it was written without those that are, what is read may be older.")
+	}
 	return slice(best.node.Volume, best.dataOff, a.newest.size), notes, nil
+}
+
+// counts reports whether a member, by number, is in step as s knows it.
+func (s *mdSuper) counts(number uint32) bool {
+	return int(number) < len(s.active) && s.active[number] >= 0
+}
+
+// divided reports whether another member has given up on the one that is read, while
+// that has given up on it.
+func (a *array) divided(best *mdMember) bool {
+	return slices.ContainsFunc(a.members, func(m mdMember) bool {
+		return m.number != best.number && m.role >= 0 && !m.counts(best.number) && !best.counts(m.number)
+	})
+}
+
+// unseen reports whether a member is not here of which the newest one knows nothing
+// bad.
+func (a *array) unseen(members []*mdMember) bool {
+	return slices.ContainsFunc(a.newest.active, func(role int) bool {
+		return role >= 0 && role < len(members) && members[role] == nil &&
+			!slices.ContainsFunc(a.members, func(m mdMember) bool { return m.role == role })
+	})
 }
 
 // linear reads members one after the other.
