@@ -238,7 +238,7 @@ func (r *replay) newer(at, size int64, lsn uint64) (bool, error) {
 		where, id = 208, 64
 	default:
 		switch b.u16(8) {
-		case magicDirLeafV5, magicDirLeafNV5, magicNodeV5:
+		case magicDirLeafV5, magicDirLeafNV5, magicNodeV5, magicAttrV5:
 			where, id = 24, 32
 		}
 	}

@@ -175,6 +175,10 @@ const (
 	headerSizeExt = 260
 )
 
+// whole returns whether a record was written completely. The one that mkfs writes
+// has no checksum.
+func (j *journal) whole(r *record, b raw) bool { return r.crc == 0 || j.intact(r, b) }
+
 // intact returns whether the checksum of a record is right; b are its sectors.
 // Version 4 may have none.
 func (j *journal) intact(r *record, b raw) bool {
@@ -215,7 +219,7 @@ func (j *journal) clean(r *record) (bool, error) {
 		return false, nil
 	}
 	b, err := j.read(r.sector, r.sectors())
-	if err != nil || !j.intact(r, b) {
+	if err != nil || !j.whole(r, b) {
 		return false, err
 	}
 	data := r.unpack(b)
@@ -263,19 +267,43 @@ func (j *journal) trim() (*record, error) {
 			break
 		}
 	}
-	var records []*record
-	for i := int64(0); i < n; i++ {
-		if r, ok := j.parseRecord(b[i*logSector:], (from+i)%j.sectors); ok {
-			if i+r.sectors() > n || !j.intact(r, b[i*logSector:(i+r.sectors())*logSector]) {
-				j.head = r.sector
-				break
-			}
-			records = append(records, r)
-			i += r.sectors() - 1
+	// Only so many records are in flight at a time: one before them that is damaged
+	// was written once.
+	first := n
+	for i, found := n-1, 0; i >= 0 && found < maxInFlight; i-- {
+		if b[i*logSector:].u32(0) == magicRecord {
+			first, found = i, found+1
 		}
 	}
-	if len(records) == 0 {
+	var last *record
+	for i := first; i < n; i++ {
+		r, ok := j.parseRecord(b[i*logSector:], (from+i)%j.sectors)
+		if !ok && b[i*logSector:].u32(0) != magicRecord {
+			continue
+		}
+		if !ok || i+r.sectors() > n || !j.whole(r, b[i*logSector:(i+r.sectors())*logSector]) {
+			j.head = (from + i) % j.sectors
+			if last == nil {
+				return j.lastBefore(b, from, i)
+			}
+			break
+		}
+		last = r
+		i += r.sectors() - 1
+	}
+	if last == nil {
 		return nil, damaged("no record in front of sector %d", j.head)
 	}
-	return records[len(records)-1], nil
+	return last, nil
+}
+
+// lastBefore returns the last record of those that begin before the n-th sector of b,
+// which begins with sector from.
+func (j *journal) lastBefore(b raw, from, n int64) (*record, error) {
+	for i := n - 1; i >= 0; i-- {
+		if r, ok := j.parseRecord(b[i*logSector:], (from+i)%j.sectors); ok && i+r.sectors() == n {
+			return r, nil
+		}
+	}
+	return nil, damaged("no record in front of sector %d", j.head)
 }
