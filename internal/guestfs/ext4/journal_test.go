@@ -17,10 +17,11 @@ import (
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
+// format is one of a journal.
+type format struct{ name, fsType, mkfs, options string }
+
 // journals are the formats that kernels have written.
-var journals = []struct {
-	name, fsType, mkfs, options string
-}{
+var journals = []format{
 	{"of ext3", "ext3", "mke2fs -q -F -t ext3 -b 4096", ""},
 	{"with data", "ext3", "mke2fs -q -F -t ext3 -b 1024", "data=journal"},
 	{"small, which wraps", "ext4", "mke2fs -q -F -t ext4 -b 1024 -J size=1 -O ^metadata_csum,^64bit", ""},
