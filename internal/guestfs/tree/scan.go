@@ -93,7 +93,7 @@ func (c *collector) path(n *volume.Node) string {
 	}
 	switch {
 	case rest != "":
-	case len(n.Children) > 0:
+	case len(n.Children) > 0 && divided(n):
 		return fmt.Sprintf("disk-%d", index)
 	default:
 		rest = "fs"
