@@ -66,7 +66,7 @@ func Open(v fsys.Volume) (fsys.FileSystem, error) {
 }
 
 // OpenDevices opens the btrfs that lies on several volumes, in any order. Extents
-// lie on the first of them.
+// lie on these as if each followed the one before it.
 func OpenDevices(volumes []fsys.Volume) (*FS, error) { return OpenWith(volumes, Options{}) }
 
 // OpenWith is OpenDevices with options.
@@ -122,6 +122,7 @@ func (s *store) readSupers(volumes []fsys.Volume) error {
 		}
 	}
 	s.super = supers[best]
+	base := int64(0)
 	for i, one := range supers {
 		if one.fsid != s.super.fsid {
 			if one.flags&flagSeeding == 0 {
@@ -133,7 +134,10 @@ func (s *store) readSupers(volumes []fsys.Volume) error {
 			return fmt.Errorf("device %d of btrfs %s is there twice: %w", one.device.id, one.fsid, fsys.ErrUnsupported)
 		}
 		d := s.space.device(one.device.uuid, one.device.id)
-		d.vol, d.first = volumes[i], i == 0
+		d.vol, d.base, d.index = volumes[i], base, i
+		if base += volumes[i].Size(); base < 0 {
+			return fmt.Errorf("the volumes are too large together: %w", fsys.ErrUnsupported)
+		}
 		d.meta = fsys.Cached(d.vol, s.opts.CacheBytes/8/int64(len(volumes)))
 		if one.fsid == s.super.fsid && one.generation != s.super.generation {
 			d.stale = true
@@ -222,7 +226,7 @@ func (s *store) readChunks() error {
 		return fmt.Errorf("read chunk tree: %w", err)
 	}
 	if missing != nil {
-		s.notes = append(s.notes, fmt.Sprintf("It was opened without all of its devices: %v.", missing))
+		s.notes = append(s.notes, fmt.Sprintf("It was opened without all of its devices: %s is missing, and what lies there alone cannot be read.", missing.names()))
 	}
 	return nil
 }

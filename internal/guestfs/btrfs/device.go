@@ -36,11 +36,20 @@ type MissingError struct {
 }
 
 func (e *MissingError) Error() string {
+	return fmt.Sprintf("%s of btrfs %s is missing: open it together with the others", e.names(), e.Filesystem)
+}
+
+// names are those of the devices.
+func (e *MissingError) names() string {
 	names := make([]string, len(e.Devices))
 	for i, d := range e.Devices {
-		names[i] = fmt.Sprintf("device %d (UUID %s)", d.Number, d.UUID)
+		names[i] = deviceName(d.Number, d.UUID)
 	}
-	return fmt.Sprintf("%s of btrfs %s is missing: open it together with the others", strings.Join(names, ", "), e.Filesystem)
+	return strings.Join(names, ", ")
+}
+
+func deviceName(number uint64, uuid string) string {
+	return fmt.Sprintf("device %d (UUID %s)", number, uuid)
 }
 
 func (e *MissingError) Unwrap() error { return fsys.ErrUnsupported }
@@ -51,7 +60,8 @@ type device struct {
 	uuid  uuid
 	vol   fsys.Volume // nil: missing
 	meta  fsys.Volume // vol with a cache
-	first bool        // its bytes are those that extents name
+	base  int64       // where it begins in the row of all devices
+	index int         // in that row
 	stale bool        // it was absent when the others were written
 }
 
@@ -71,7 +81,7 @@ func (s *space) device(u uuid, id uint64) *device {
 }
 
 // missing returns an error that names the devices that are not at hand, or nil.
-func (s *space) missing(fsid uuid) error {
+func (s *space) missing(fsid uuid) *MissingError {
 	e := &MissingError{Filesystem: fsid.String()}
 	for _, d := range s.devices {
 		if d.vol == nil {
@@ -105,23 +115,24 @@ func (s *space) places(logical uint64) ([]place, int64, error) {
 		}
 	}
 	if len(found) == 0 {
-		return nil, 0, fmt.Errorf("address %d, profile %s, lies on a device that is missing: %w", logical, profileName(c.profile), fsys.ErrUnsupported)
+		d := from[0].dev
+		return nil, 0, fmt.Errorf("it lies on %s, which is missing (profile %s): %w", deviceName(d.id, d.uuid.String()), profileName(c.profile), fsys.ErrUnsupported)
 	}
 	if len(found) > 1 {
-		slices.SortStableFunc(found, func(a, b place) int { return rank(a.dev) - rank(b.dev) })
+		slices.SortStableFunc(found, func(a, b place) int { return better(a.dev, b.dev) })
 	}
 	return found, int64(run), nil
 }
 
-// rank orders devices by how much they are to be preferred, the best first.
-func rank(d *device) int {
-	switch {
-	case d.stale:
-		return 2
-	case d.first:
-		return 0
+// better orders devices by how much they are to be preferred, the best first.
+func better(a, b *device) int {
+	if a.stale != b.stale {
+		if a.stale {
+			return 1
+		}
+		return -1
 	}
-	return 1
+	return a.index - b.index
 }
 
 // read fills p with what lies at a logical address. It tries one copy after the

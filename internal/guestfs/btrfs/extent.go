@@ -277,14 +277,11 @@ func (s *store) locate(x *extents, g *segment) error {
 			return err
 		}
 		run = min(run, n)
-		e := fsys.Extent{Kind: fsys.Opaque, Off: off, Len: run}
-		if at := from[0]; at.dev.first {
-			if at.at > at.dev.vol.Size()-run {
-				return fmt.Errorf("%d bytes at %d of a volume of %d: %w", run, at.at, at.dev.vol.Size(), fsys.ErrCorrupt)
-			}
-			e.Kind, e.At = fsys.Data, at.at
+		at := from[0]
+		if at.at > at.dev.vol.Size()-run {
+			return fmt.Errorf("%d bytes at %d of a volume of %d: %w", run, at.at, at.dev.vol.Size(), fsys.ErrCorrupt)
 		}
-		x.add(e)
+		x.add(fsys.Extent{Kind: fsys.Data, Off: off, Len: run, At: at.dev.base + at.at})
 		off, n, logical = off+run, n-run, logical+uint64(run)
 	}
 	return nil

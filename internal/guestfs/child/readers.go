@@ -1,6 +1,7 @@
 package child
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/sendense/sendense/internal/guestfs/btrfs"
@@ -13,26 +14,70 @@ import (
 	"github.com/sendense/sendense/internal/guestfs/xfs"
 )
 
-// readers are those of the file systems that can be read, by type. Of a disc that has
-// UDF, what it has of ISO 9660 beside that is read.
+// readers are those of the file systems that can be read and lie on one volume, by
+// type. Of a disc that has UDF, what it has of ISO 9660 beside that is read.
 var readers = map[string]func(fsys.Volume) (fsys.FileSystem, error){
-	"ext2": ext4.Open, "ext3": ext4.Open, "ext4": ext4.Open, "xfs": xfs.Open, "btrfs": btrfs.Open, "ntfs": ntfs.Open,
+	"ext2": ext4.Open, "ext3": ext4.Open, "ext4": ext4.Open, "xfs": xfs.Open, "ntfs": ntfs.Open,
 	"vfat": fat.Open, "exfat": exfat.Open, "iso9660": iso9660.Open, "udf": iso9660.Open,
 }
 
 // openFS opens a file system, or a subvolume of one that has such.
-func openFS(v fsys.Volume, fsType, subvolume string) (fsys.FileSystem, error) {
+func openFS(v fsys.Volume, others []fsys.Volume, fsType, subvolume string) (fsys.FileSystem, []fsys.Volume, error) {
+	if fsType == "btrfs" {
+		return openBtrfs(v, others, subvolume)
+	}
 	open, ok := readers[fsType]
 	if !ok {
-		return nil, fmt.Errorf("%s: %w", fsType, fsys.ErrUnsupported)
+		return nil, nil, fmt.Errorf("%s: %w", fsType, fsys.ErrUnsupported)
+	}
+	if subvolume != "" {
+		return nil, nil, fmt.Errorf("subvolumes of %s: %w", fsType, fsys.ErrUnsupported)
 	}
 	f, err := open(v)
-	if err != nil || subvolume == "" {
-		return f, err
+	return f, []fsys.Volume{v}, err
+}
+
+// openBtrfs opens a btrfs with the devices that it says it has, as far as they are
+// among others.
+func openBtrfs(v fsys.Volume, others []fsys.Volume, subvolume string) (fsys.FileSystem, []fsys.Volume, error) {
+	on := []fsys.Volume{v}
+	f, err := btrfs.OpenDevices(on)
+	var missing *btrfs.MissingError
+	for errors.As(err, &missing) {
+		more := append(on[:len(on):len(on)], devices(missing.Devices, others)...)
+		if len(more) == len(on) {
+			break
+		}
+		with, e := btrfs.OpenDevices(more)
+		if e != nil && !errors.As(e, &missing) {
+			break // what seemed to be one of them is not
+		}
+		on, f, err = more, with, e
 	}
-	b, ok := f.(*btrfs.FS)
-	if !ok {
-		return nil, fmt.Errorf("subvolumes of %s: %w", fsType, fsys.ErrUnsupported)
+	if errors.As(err, &missing) { // what has copies can be read all the same
+		if degraded, e := btrfs.OpenWith(on, btrfs.Options{Degraded: true}); e == nil {
+			f, err = degraded, nil
+		}
 	}
-	return b.OpenSubvolume(subvolume)
+	if err == nil && subvolume != "" {
+		f, err = f.OpenSubvolume(subvolume)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, on, nil
+}
+
+// devices returns the volumes that are some of the devices of a file system.
+func devices(wanted []btrfs.Device, volumes []fsys.Volume) []fsys.Volume {
+	var found []fsys.Volume
+	for _, d := range wanted {
+		for _, v := range volumes {
+			if have, err := btrfs.Probe(v); err == nil && have.UUID == d.UUID {
+				found = append(found, v)
+				break
+			}
+		}
+	}
+	return found
 }

@@ -251,7 +251,9 @@ func (s *System) volumeFor(spec string) (int, bool) {
 		case "partuuid":
 			same = tagged && strings.EqualFold(v.PartUUID, value)
 		}
-		if value != "" && same || slices.Contains(v.Devices, spec) || v.Path == byKernelName(spec) {
+		at := byKernelName(spec)
+		if value != "" && same || slices.Contains(v.Devices, spec) ||
+			slices.ContainsFunc(s.places[i].parts, func(p part) bool { return p.path == at }) {
 			return i, true
 		}
 	}

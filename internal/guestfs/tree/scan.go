@@ -2,6 +2,7 @@ package tree
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/sendense/sendense/internal/guestfs/volume"
@@ -42,9 +43,10 @@ func (c *collector) add(parent, n *volume.Node) {
 	switch {
 	case n.Refusal != "": // whatever it is, it is missed
 	case divided(n), n.Kind == volume.KindGroup, holders[n.Type], n.Volume == nil:
-		for _, note := range n.Notes[:min(len(n.Notes), maxNotes-len(c.notes))] {
-			c.notes = append(c.notes, fmt.Sprintf("%s: %s", c.path(n), note))
-		}
+		c.note(n, n.Notes...)
+		return
+	}
+	if n.Span != nil && n.Refusal == "" && c.joins(n) {
 		return
 	}
 	v := Volume{
@@ -54,7 +56,10 @@ func (c *collector) add(parent, n *volume.Node) {
 	if n.Partition != nil {
 		v.PartUUID, v.Start = n.Partition.UUID, n.Partition.Start
 	}
-	p := place{notes: n.Notes}
+	p := place{notes: n.Notes, parts: []part{{path: v.Path, volume: n.Volume}}}
+	if n.Span != nil {
+		p.parts[0].uuid = n.Span.UUID
+	}
 	switch {
 	case n.Kind == volume.KindCrypt:
 		p.container = containerNames(parent)
@@ -62,6 +67,31 @@ func (c *collector) add(parent, n *volume.Node) {
 		p.container = containerNames(n)
 	}
 	c.list, c.places = append(c.list, v), append(c.places, p)
+}
+
+// joins adds a node to the file system of which it is a further part, if that was
+// found before. Of two copies of a part each belongs to a file system of its own.
+func (c *collector) joins(n *volume.Node) bool {
+	for i := range c.list {
+		v, p := &c.list[i], &c.places[i]
+		if v.Type != n.Type || v.UUID != n.UUID || p.parts[0].uuid == "" ||
+			slices.ContainsFunc(p.parts, func(o part) bool { return o.uuid == n.Span.UUID }) {
+			continue
+		}
+		p.parts = append(p.parts, part{c.path(n), n.Span.UUID, n.Volume})
+		v.Size += n.Size
+		c.note(n, n.Notes...)
+		c.note(n, fmt.Sprintf("It is device %d of the %s at %s, which has %d.", n.Span.Number, n.Type, v.Path, n.Span.Count))
+		return true
+	}
+	return false
+}
+
+// note keeps what there is to say of a node that is no volume of its own.
+func (c *collector) note(n *volume.Node, notes ...string) {
+	for _, note := range notes[:min(len(notes), maxNotes-len(c.notes))] {
+		c.notes = append(c.notes, fmt.Sprintf("%s: %s", c.path(n), note))
+	}
 }
 
 // devices are the names of a node's own device, beside those that follow from what

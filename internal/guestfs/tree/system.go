@@ -50,11 +50,22 @@ type Volume struct {
 type place struct {
 	notes     []string // before those of its file system
 	container []string // names by which a crypttab may call the container that it is, or is the inside of
+	// parts are those of a file system on several volumes, this one first.
+	parts []part
+}
+
+// part is a volume on which a part of a file system lies.
+type part struct {
+	path   string // by position
+	uuid   string // of the part
+	volume fsys.Volume
 }
 
 // Opener opens the file system of a type; subvolume chooses one of several, by
-// path, where the file system has such.
-type Opener func(v fsys.Volume, fsType, subvolume string) (fsys.FileSystem, error)
+// path, where the file system has such. One that lies on several volumes may take
+// some of others, which hold something of the same type. It returns those that its
+// extents name, as if each followed the one before it.
+type Opener func(v fsys.Volume, others []fsys.Volume, fsType, subvolume string) (f fsys.FileSystem, on []fsys.Volume, err error)
 
 // Node is an inode of one of the file systems. The zero Node is the top of the
 // tree by position.
@@ -89,6 +100,7 @@ type mounted struct {
 	subvolume string
 	once      sync.Once
 	fs        fsys.FileSystem
+	on        fsys.Volume // what its extents name
 	err       error
 }
 
@@ -148,7 +160,10 @@ func (s *System) openVolume(m *mounted) {
 	case v.Type == "":
 		m.err = fmt.Errorf("%s holds nothing that is known: %w", v.Path, fsys.ErrNotFound)
 	default:
-		m.fs, m.err = s.open(v.Device, v.Type, m.subvolume)
+		var on []fsys.Volume
+		if m.fs, on, m.err = s.open(v.Device, s.others(m.volume, v.Type), v.Type, m.subvolume); m.err == nil {
+			m.on = volume.Join(on)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,6 +176,24 @@ func (s *System) openVolume(m *mounted) {
 	}
 	info := m.fs.Info()
 	s.volumes[m.volume].Notes, s.volumes[m.volume].Free = slices.Concat(s.places[m.volume].notes, info.Notes), info.Free
+}
+
+// others returns what a file system may lie on beside a volume: its other parts, then
+// parts of others of the same type.
+func (s *System) others(i int, fsType string) []fsys.Volume {
+	var list []fsys.Volume
+	for _, p := range s.places[i].parts[1:] {
+		list = append(list, p.volume)
+	}
+	for k := range s.places {
+		if k == i || s.volumes[k].Type != fsType {
+			continue
+		}
+		for _, p := range s.places[k].parts {
+			list = append(list, p.volume)
+		}
+	}
+	return list
 }
 
 func orElse(s, other string) string {
@@ -355,9 +388,9 @@ func (s *System) Extents(n Node, off, length int64) ([]Extent, error) {
 	return exts, nil
 }
 
-// device returns what a file system lies on.
+// device returns what the extents of an open file system name.
 func (s *System) device(mount int) fsys.Volume {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.volumes[s.mounted[mount-1].volume].Device
+	return s.mounted[mount-1].on
 }

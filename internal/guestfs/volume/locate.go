@@ -180,6 +180,22 @@ func (p part) run(off, max int64) (run, error)         { return run{p.vol, p.at 
 func (p part) volumes(yield func(fsys.Volume))         { yield(p.vol) }
 func slice(v fsys.Volume, off, size int64) fsys.Volume { return newVolume(part{v, off}, size) }
 
+// Join returns volumes as one, each behind the one before it; a [Located] if all are.
+func Join(list []fsys.Volume) fsys.Volume {
+	if len(list) == 1 {
+		return list[0]
+	}
+	var all concatenation
+	size := int64(0)
+	for _, v := range list {
+		if n := v.Size(); n > 0 && n <= maxBytes-size {
+			all = append(all, segment{size, n, part{v, 0}})
+			size += n
+		}
+	}
+	return newVolume(all, size)
+}
+
 // zeroes is the layout of what reads as zeroes.
 type zeroes struct{}
 

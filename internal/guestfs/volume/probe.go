@@ -17,6 +17,7 @@ type finding struct {
 	pv   *pvLabel
 	md   *mdSuper
 	luks *luksHeader
+	span *Span
 }
 
 // container says whether the volume's bytes belong to something else: an array, a

@@ -42,7 +42,11 @@ func probeBtrfs(w *window) (finding, bool) {
 	if b == nil || string(b[64:72]) != "_BHRfS_M" {
 		return finding{}, false
 	}
-	return finding{Type: "btrfs", Label: text(b[0x12b:0x22b]), UUID: uuid(b[32:48]), at: at}, true
+	f := finding{Type: "btrfs", Label: text(b[0x12b:0x22b]), UUID: uuid(b[32:48]), at: at}
+	if n := le.Uint64(b[0x88:]); n > 1 {
+		f.span = &Span{UUID: uuid(b[0x10b:0x11b]), Number: le.Uint64(b[0xc9:]), Count: n}
+	}
+	return f, true
 }
 
 // probeF2FS: torvalds/linux include/linux/f2fs_fs.h, struct f2fs_super_block.

@@ -145,7 +145,7 @@ func (s *scan) hold(n *Node, found []finding) {
 	if len(found) == 0 {
 		return
 	}
-	n.Type, n.Label, n.UUID = found[0].Type, found[0].Label, found[0].UUID
+	n.Type, n.Label, n.UUID, n.Span = found[0].Type, found[0].Label, found[0].UUID, found[0].span
 	for _, f := range found[1:] {
 		n.Also = append(n.Also, f.Type)
 	}

@@ -70,6 +70,8 @@ type Node struct {
 	// around an inside, as its own tools print it.
 	ID string
 
+	// Span is set where what it holds lies on several volumes.
+	Span      *Span
 	Partition *Partition // of a partition
 	// PartOf is the Path of the array or group that it is a part of.
 	PartOf string
@@ -87,6 +89,14 @@ type Node struct {
 	Children []*Node
 
 	depth int
+}
+
+// Span says which part of a file system on several volumes a node holds. UUID, of the
+// node, is that of the file system.
+type Span struct {
+	UUID   string // of the part
+	Number uint64
+	Count  uint64 // of parts, more than one
 }
 
 // Partition is an entry of a partition table.
