@@ -171,7 +171,7 @@ func (p *packer) put(ctx context.Context, it *item) error {
 		p.sum.Bytes += it.Size
 	}
 	changed := it.changed
-	if is := p.w.Renamed(it.Name); is != it.Name {
+	if is := p.w.Renamed(it.Name); path.Base(is) != path.Base(it.Name) { // else its directory is
 		changed = append(changed, fmt.Sprintf("it is called %+q here", is))
 	}
 	if len(changed) > 0 {
