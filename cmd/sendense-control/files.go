@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -287,7 +288,7 @@ type foundIn struct {
 	appliance.File
 }
 
-func (s service) runFind(c *cobra.Command, conn *host.Connection, r appliance.FindRequest) error {
+func (s service) runFind(c *cobra.Command, conn *host.Connection, r appliance.FindRequest) (err error) {
 	points := []string{r.Point}
 	if r.Point == "" {
 		list, err := conn.Points(c.Context(), r.VM)
@@ -300,7 +301,8 @@ func (s service) runFind(c *cobra.Command, conn *host.Connection, r appliance.Fi
 		}
 	}
 	var found []foundIn
-	w := c.OutOrStdout()
+	w, flush := cli.Lines(c.OutOrStdout())
+	defer func() { err = errors.Join(err, flush()) }()
 	for _, p := range points {
 		one := r
 		one.Point = p
@@ -340,7 +342,7 @@ func (s service) diff() *cobra.Command {
 			return s.unlocking(c, &p, func(conn *host.Connection, keyring string) error {
 				r.Keyring = keyring
 				var list []appliance.FileChange
-				w := c.OutOrStdout()
+				w, flush := cli.Lines(c.OutOrStdout())
 				err := conn.Diff(c.Context(), r, args[2], func(x appliance.FileChange) error {
 					if s.JSON {
 						list = append(list, x)
@@ -349,6 +351,7 @@ func (s service) diff() *cobra.Command {
 					_, err := fmt.Fprintln(w, changeLine(x))
 					return err
 				})
+				err = errors.Join(err, flush())
 				if err != nil || !s.JSON {
 					return err
 				}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -22,6 +23,19 @@ func (p *Program) Print(c *cobra.Command, v any, text func(w io.Writer)) error {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
+}
+
+// outputBuffer is how much is collected before it is written, in bytes.
+const outputBuffer = 64 << 10
+
+// Lines returns what many lines are written to, and what writes the rest of them. A
+// terminal gets each line when it is there, anything else many at a time.
+func Lines(w io.Writer) (lines io.Writer, flush func() error) {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return w, func() error { return nil }
+	}
+	b := bufio.NewWriterSize(w, outputBuffer)
+	return b, b.Flush
 }
 
 // Table aligns columns. It prints nothing before Flush.

@@ -302,7 +302,7 @@ func (s *System) ReadDir(dir Node) ([]Entry, error) {
 // validName keeps out what no path can name: an entry that calls itself "..", or
 // has a slash in it, is not shown to anybody.
 func validName(name string) bool {
-	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00")
+	return name != "" && name != "." && name != ".." && strings.IndexByte(name, '/') < 0 && strings.IndexByte(name, 0) < 0
 }
 
 // Readlink returns the target of a symbolic link.
