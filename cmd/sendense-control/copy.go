@@ -223,8 +223,11 @@ func (x *copier) content(r appliance.FilesRequest, f *appliance.File, out *os.Fi
 		return err
 	}
 	defer body.Close()
-	got, err := copySparse(out, body)
+	got, err, failed := copySparse(out, body)
 	x.sum.Bytes += got
+	if failed != nil {
+		return notCopied(one.Path, failed)
+	}
 	if err := cutOff(one.Path, got, n, err); err != nil {
 		return err
 	}

@@ -31,8 +31,20 @@ const (
 // errNotHere says that content has to be sent.
 var errNotHere = errors.New("the content lies nowhere that it could be taken from")
 
-// fetch copies content of size bytes from where it lies to a new file, or leaves
-// that empty.
+func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// notCopied says that a copy could not be made, which is no fault of the point.
+func notCopied(path string, err error) error {
+	if noRoom(err) {
+		return &appliance.Error{Code: appliance.CodeNoSpace, Err: err, Msg: fmt.Sprintf("There is not enough room for a copy of %s.", appliance.Visible(path)),
+			Hint: "Free space where it goes to, and copy again."}
+	}
+	return fmt.Errorf("copy %s: %w", appliance.Visible(path), err)
+}
+
+// fetch copies content of size bytes from where it lies to a new file. Where it fails
+// for want of anything but room the file is empty again, and the content may be sent:
+// if that cannot be done either, it is known whose fault it is.
 func (x *copier) fetch(r appliance.FilesRequest, out *os.File, size int64) error {
 	h := holders{}
 	defer h.close()
@@ -56,8 +68,8 @@ func (x *copier) fetch(r appliance.FilesRequest, out *os.File, size int64) error
 	switch {
 	case x.ctx.Err() != nil:
 		return x.ctx.Err()
-	case failed != nil:
-		return fmt.Errorf("copy %s: %w", r.Path, failed)
+	case noRoom(failed):
+		return notCopied(r.Path, failed)
 	case err == nil && at == size:
 		return out.Truncate(size) // a hole at the end
 	}
@@ -138,20 +150,21 @@ const sparseBlock = 4 << 10
 var zeroBlock [sparseBlock]byte
 
 // copySparse writes what r holds to a new file and leaves out blocks of zeroes. It
-// returns how much r held; the file may end before that.
-func copySparse(out *os.File, r io.Reader) (int64, error) {
+// returns how much r held, the file may end before that, and what went wrong with
+// either.
+func copySparse(out *os.File, r io.Reader) (n int64, readErr, writeErr error) {
 	buf := make([]byte, pieceBytes)
-	for at := int64(0); ; {
-		n, err := io.ReadFull(r, buf)
-		if err := writeSparse(out, buf[:n], at); err != nil {
-			return at, err
+	for {
+		m, err := io.ReadFull(r, buf)
+		if writeErr := writeSparse(out, buf[:m], n); writeErr != nil {
+			return n, nil, writeErr
 		}
-		at += int64(n)
+		n += int64(m)
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return at, nil
+			return n, nil, nil
 		}
 		if err != nil {
-			return at, err
+			return n, err, nil
 		}
 	}
 }

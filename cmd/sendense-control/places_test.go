@@ -105,3 +105,16 @@ func TestCopiesOfWhatHasToBeSent(t *testing.T) {
 		}
 	}
 }
+
+func TestCopiesThatHaveNoRoomSaySo(t *testing.T) {
+	s, _ := filesSite(t)
+	small := t.TempDir()
+	clitest.Tool(t, "mount", "-t", "tmpfs", "-o", "size=2m", "sendense-test", small)
+	t.Cleanup(func() { clitest.Tool(t, "umount", "-l", small) })
+	for _, how := range []string{"", " --verified"} {
+		r := s.Control(s.Alone(), "cp"+how+" web1 latest /sizes/5242883 "+small)
+		if r.Code != 8 || !strings.Contains(r.Stderr, "not enough room for a copy of /sizes/5242883") || !strings.Contains(r.Stderr, "hint: Free space where it goes to") {
+			t.Errorf("cp%s: got %+v, want it to say that there is no room", how, r)
+		}
+	}
+}
