@@ -75,7 +75,7 @@ var groups = []struct {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	only := f.String("only", "", "measure the groups whose names match this `expression`: sequential, random, deep, ingest, incremental, verify, merge, mounted, verified, files, points, others")
+	only := f.String("only", "", "measure the groups whose names match this `expression`: sequential, random, deep, ingest, incremental, verify, merge, boot, durable, guest, mounted, verified, files, points, others")
 	size := f.Int64("size", 2048, "amount of random data in `MiB`")
 	runs := f.Int("runs", 5, "how often everything is measured")
 	update := f.Bool("update", false, "put the table into docs/PERFORMANCE.md")
