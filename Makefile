@@ -44,7 +44,7 @@ build: deps ## Build the three binaries into bin/
 
 test: deps lint ## Lint, then every test with the real components
 	cd third_party/libnbd && $(GO) vet ./... && $(GO) test -timeout 5m ./...
-	$(GO) test -timeout 20m $(PKGS)
+	$(GO) test -timeout 60m $(PKGS)
 
 race: deps ## Every test under the race detector, the server's with one and four threads
 	$(GO) test -race -timeout 40m $(PKGS)
