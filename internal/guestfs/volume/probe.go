@@ -26,6 +26,9 @@ func (f finding) container() bool {
 	return f.refusal != "" || f.pv != nil || f.md != nil || f.luks != nil
 }
 
+// disc says whether it is the file system of an optical disc.
+func (f finding) disc() bool { return f.Type == "iso9660" || f.Type == "udf" }
+
 // Probe returns the type of what a volume holds, as blkid calls it, with its label
 // and UUID where these are easily had; an empty type if it is not known. It looks
 // for magic numbers only: what has one may still be damaged.

@@ -105,9 +105,7 @@ func (s *scan) examine(n *Node) {
 	found := probe(w)
 	var t *table
 	if n.Kind != KindPartition { // the kernel does not look for tables in partitions either
-		if t = readTable(w); t != nil {
-			t.overlap()
-		}
+		t = readTable(w)
 		// What lies in a partition is that one's.
 		found = slices.DeleteFunc(found, func(f finding) bool { return t.covers(f.at) || t.cuts(f.end) })
 	}
@@ -115,6 +113,9 @@ func (s *scan) examine(n *Node) {
 		n.refuse(fmt.Sprintf("It cannot be read: %v.", w.err))
 	}
 	if t != nil {
+		if !slices.ContainsFunc(found, finding.disc) { // whose partitions are parts of one another
+			t.overlap()
+		}
 		n.Table, n.TableUUID = t.kind, t.uuid
 		n.Notes = append(n.Notes, t.notes...)
 	}
