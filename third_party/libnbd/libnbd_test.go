@@ -3,6 +3,7 @@ package libnbd_test
 import (
 	"bytes"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +40,9 @@ func serve(t *testing.T, name string, args ...string) string {
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	for range 500 {
-		if _, err := os.Stat(sock); err == nil {
+		// That the file is there is too early: nobody may be listening yet.
+		if c, err := net.Dial("unix", sock); err == nil {
+			c.Close()
 			return "nbd+unix:///?socket=" + sock
 		}
 		time.Sleep(10 * time.Millisecond)
