@@ -133,7 +133,7 @@ func locked(t *testing.T, s *clitest.Site, flags []string) {
 	}
 	wrong := " --passphrase-file " + s.Path("wrong")
 	for _, line := range []string{"ls web1 latest /etc", "cat web1 latest disk-0/p2/etc/motd", "find web1 latest /", "diff web1 latest~1 latest /",
-		"cp web1 latest /etc " + s.Path("never")} {
+		"cp web1 latest /etc " + s.Path("never"), "cp web1 latest /etc -"} {
 		clitest.Refused(t, s.Control(flags, line), 7, "disk-0/p2 is encrypted with LUKS, and no passphrase was given")
 		clitest.Refused(t, s.Control(flags, line+wrong), 7, "disk-0/p2 is encrypted with LUKS, and no passphrase given fits")
 		clitest.RefusedJSON(t, s.Control(flags, line+wrong+" --json"), 7, "denied")
@@ -175,6 +175,9 @@ func unlocked(t *testing.T, s *clitest.Site, flags []string, large string) {
 	b, err := os.ReadFile(filepath.Join(out, "srv/large"))
 	if got := fmt.Sprintf("%x", md5.Sum(b)); err != nil || got != large {
 		t.Errorf("copy of /srv/large: got %s, %v, want %s", got, err, large)
+	}
+	if r := s.Control(flags, "cp web1 latest /srv/new /etc/motd -"+both); r.Code != 0 || !strings.Contains(r.Stdout, "two, and longer\n") || !strings.Contains(r.Stdout, "motd") {
+		t.Errorf("archive: got exit code %d, %d bytes, %q", r.Code, len(r.Stdout), r.Stderr)
 	}
 	cmd := exec.Command(program, append([]string{"cat", "web1", "latest", "/etc/motd", "--passphrase-file", "-"}, flags...)...)
 	cmd.Stdin = strings.NewReader(firstSecret + "\n")
