@@ -94,7 +94,7 @@ func (d *database) more(t *testing.T, n int) {
 func (d *database) wantRows(t *testing.T, vm *guest.VM) (rows int) {
 	t.Helper()
 	last := d.last()
-	out := guesttest.Exec(t, vm, "sqlite3 /srv/db 'pragma integrity_check; select count(*), coalesce(max(i), 0) from t'")
+	out := steady(t, vm, "sqlite3 /srv/db 'pragma integrity_check; select count(*), coalesce(max(i), 0) from t'")
 	var have, highest int
 	if _, err := fmt.Sscanf(out, "ok\n%d|%d", &have, &highest); err != nil {
 		t.Fatalf("database: got %q, want it sound", out)
@@ -105,10 +105,25 @@ func (d *database) wantRows(t *testing.T, vm *guest.VM) (rows int) {
 	return highest
 }
 
+// steady runs a script in a guest once its machine runs: it may pause at any moment
+// for as long as its disks are away.
+func steady(t *testing.T, vm *guest.VM, script string) (out string) {
+	t.Helper()
+	clitest.Until(t, "the machine runs", func() bool {
+		var err error
+		out, err = vm.Exec(t.Context(), script)
+		if err != nil && !strings.Contains(err.Error(), "domain is not running") {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	return out
+}
+
 // wantUntroubled checks that the guest's kernel saw nothing of its disk failing.
 func wantUntroubled(t *testing.T, vm *guest.VM) {
 	t.Helper()
-	if out := guesttest.Exec(t, vm, "dmesg | grep -iE 'i/o error|ext4-fs error|remounting|blk_update_request|hung' || true"); out != "" {
+	if out := steady(t, vm, "dmesg | grep -iE 'i/o error|ext4-fs error|remounting|blk_update_request|hung' || true"); out != "" {
 		t.Errorf("kernel of the guest: got %q, want nothing about its disk", out)
 	}
 }
@@ -128,7 +143,7 @@ func TestAnApplianceThatIsKilledLosesNoTransaction(t *testing.T) {
 		d.more(t, 10)
 	}
 	wantUntroubled(t, vm)
-	if now := guesttest.Exec(t, vm, "cat /proc/sys/kernel/random/boot_id"); now != boot {
+	if now := steady(t, vm, "cat /proc/sys/kernel/random/boot_id"); now != boot {
 		t.Errorf("boot of the guest: got %q, want %q, the one from before", now, boot)
 	}
 	d.wantRows(t, vm)
@@ -171,7 +186,7 @@ dd if=/dev/urandom of=/run/want bs=1M count=24 2>/dev/null`)
 			out, err := vm.Exec(t.Context(), "cat /run/ended") // which fails while the machine is paused
 			return err == nil && out == "0\n"
 		})
-		if out := guesttest.Exec(t, vm, "rm /run/ended; dd if=/srv/direct bs=1M iflag=direct 2>/dev/null | cmp - /run/want || true"); out != "" {
+		if out := steady(t, vm, "rm -f /run/ended; dd if=/srv/direct bs=1M iflag=direct 2>/dev/null | cmp - /run/want || true"); out != "" {
 			t.Errorf("round %d: %s", round, out)
 		}
 	}

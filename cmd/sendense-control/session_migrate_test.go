@@ -99,7 +99,7 @@ func TestASessionMovesToFilesWhileItsMachineRuns(t *testing.T) {
 	g.daemon.Signal(15) // the machine needs it no more
 	d.more(t, 20)
 	wantUntroubled(t, vm)
-	if now := guesttest.Exec(t, vm, "cat /proc/sys/kernel/random/boot_id"); now != boot {
+	if now := steady(t, vm, "cat /proc/sys/kernel/random/boot_id"); now != boot {
 		t.Errorf("boot of the guest: got %q, want %q, the one from before", now, boot)
 	}
 	d.wantRows(t, vm)
