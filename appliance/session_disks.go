@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -325,7 +326,10 @@ func (a *Appliance) sweepSessions(docs []Session) {
 		a.log.Warn("folder of sessions cannot be read", "err", err)
 	}
 	for _, e := range entries {
-		if e.IsDir() && !known[e.Name()] {
+		// Records in the making stay, too, where a process was killed over one. Nobody
+		// else has sessions.
+		unfinished := !e.IsDir() && strings.HasPrefix(e.Name(), ".new-")
+		if unfinished || e.IsDir() && !known[e.Name()] {
 			if err := os.RemoveAll(a.sessionDir(e.Name())); err != nil {
 				a.log.Warn("what is left of a session cannot be removed", "session", e.Name(), "err", err)
 			}
