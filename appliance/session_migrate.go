@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/sendense/sendense/internal/instant"
@@ -16,33 +15,34 @@ const copyEvery = 200 * time.Millisecond
 
 // MigrateRequest says where the disks of a running session go.
 type MigrateRequest struct {
-	Dir    string `json:"dir"`              // folder on the host of the machine; absolute
-	Format string `json:"format,omitempty"` // qcow2, the default, or raw
+	// To is file:DIR, or pool:NAME of libvirt, or blockdev:PATH with more paths
+	// behind commas, one for each disk. Paths are absolute, on the machine's host.
+	To     string `json:"to"`
+	Format string `json:"format,omitempty"` // of files: qcow2, the default, or raw
 	Limit  int64  `json:"limit,omitempty"`  // bytes copied in a second, of each disk; 0: no limit
 }
 
-// SessionMigration is a migration that has begun: the record of files that are no
-// disks yet, by key of the disk.
+// SessionMigration is a migration that has begun: the record of places that are no
+// disks yet.
 type SessionMigration struct {
-	Files map[string]string `json:"files"`
-	// Switching says that machines may have taken files over already.
+	Paths   map[string]string `json:"paths"`             // by key of the disk
+	Devices bool              `json:"devices,omitempty"` // they are block devices, which were there before
+	// Switching says that machines may have taken places over already.
 	Switching bool `json:"switching,omitempty"`
 }
 
-// MigrateResult is what a migration leaves: a machine of libvirt's, on files.
+// MigrateResult is what a migration leaves: a machine of libvirt's.
 type MigrateResult struct {
 	Machine string            `json:"machine"`
 	UUID    string            `json:"uuid"`
 	Disks   map[string]string `json:"disks"` // paths, by key
+	Notes   []string          `json:"notes,omitempty"`
 }
 
-// Migrate starts a job that moves the disks of a session to files while its
+// Migrate starts a job that moves the disks of a session to storage while its
 // machine runs; then the session ends and the machine stays, as one of libvirt's.
 // Should the job fail or be cancelled, the session runs on as it was.
 func (a *Appliance) Migrate(ctx context.Context, id string, r MigrateRequest) (Job, error) {
-	if r.Format == "" {
-		r.Format = "qcow2"
-	}
 	s, err := a.changeable(id)
 	if err != nil {
 		return Job{}, err
@@ -55,66 +55,53 @@ func (a *Appliance) Migrate(ctx context.Context, id string, r MigrateRequest) (J
 }
 
 // startMigrate is Migrate with s.busy held, which the job gives up.
-func (a *Appliance) startMigrate(ctx context.Context, s *session, r MigrateRequest) (Job, error) {
-	files, err := s.planMigration(ctx, r)
+func (a *Appliance) startMigrate(ctx context.Context, s *session, r MigrateRequest) (_ Job, err error) {
+	if err := s.wantMovable(ctx, r); err != nil {
+		return Job{}, err
+	}
+	to, err := s.plan(ctx, r)
 	if err != nil {
 		return Job{}, err
 	}
-	return a.start("migrate", s.doc.Name, s.doc.Point, func(ctx context.Context, job *running) (any, error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, to.release())
+		}
+	}()
+	return a.start("migrate", s.doc.Name, s.doc.Point, func(ctx context.Context, job *running) (result any, err error) {
 		defer s.busy.Unlock()
+		defer func() { err = errors.Join(err, to.release()) }()
 		s.setWork(SessionMoving)
 		defer s.setWork("")
-		m := &migration{a: a, s: s, job: job, format: r.Format, limit: r.Limit, files: files}
+		m := &migration{a: a, s: s, job: job, limit: r.Limit, to: to}
 		return m.run(ctx)
 	})
 }
 
-// planMigration returns which file each disk goes to that is not in one yet.
-func (s *session) planMigration(ctx context.Context, r MigrateRequest) (map[string]string, error) {
-	if r.Format != "qcow2" && r.Format != "raw" {
-		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("There is no format %q for disks of machines.", r.Format), Hint: "Choose qcow2 or raw."}
-	}
+// wantMovable returns an error unless the session has a machine that runs.
+func (s *session) wantMovable(ctx context.Context, r MigrateRequest) error {
 	if r.Limit < 0 {
-		return nil, &Error{Code: CodeInvalid, Msg: "The limit is negative.", Hint: "Give bytes in a second, or 0 for none."}
-	}
-	st, err := os.Stat(r.Dir)
-	if err == nil && !st.IsDir() || !filepath.IsAbs(r.Dir) {
-		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%q is no folder.", r.Dir), Hint: "Give the absolute path of one that exists: --to file:DIR"}
-	}
-	if err != nil {
-		return nil, &Error{Code: CodeNotFound, Msg: sentence(err.Error()), Err: err, Hint: "Make the folder first."}
+		return &Error{Code: CodeInvalid, Msg: "The limit is negative.", Hint: "Give bytes in a second, or 0 for none."}
 	}
 	if s.doc.Machine == nil {
-		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("Session %s has no machine.", s.doc.ID),
+		return &Error{Code: CodeInvalid, Msg: fmt.Sprintf("Session %s has no machine.", s.doc.ID),
 			Hint: "Start one with: sendense-control session start " + s.doc.ID + "; or keep the session and restore the point."}
 	}
 	if s.look(ctx); s.view().State != SessionRunning {
-		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("The machine of session %s does not run: it is %s.", s.doc.ID, s.view().State),
+		return &Error{Code: CodeInvalid, Msg: fmt.Sprintf("The machine of session %s does not run: it is %s.", s.doc.ID, s.view().State),
 			Hint: "Start it with session start, or go on with session resume. One that is shut down: session keep, then restore."}
 	}
-	files := map[string]string{}
-	for _, d := range s.doc.Disks {
-		if d.Moved != "" {
-			continue
-		}
-		path := filepath.Join(r.Dir, fileName(s.doc.Machine.Name+"-"+d.Key)+"."+r.Format)
-		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-			return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s is there already.", path), Err: err, Hint: "Choose another folder, or move it away."}
-		}
-		files[d.Key] = path
-	}
-	return files, nil
+	return nil
 }
 
 // migration is the work of one job.
 type migration struct {
-	a      *Appliance
-	s      *session
-	job    *running
-	h      *instant.Hypervisor
-	format string
-	limit  int64
-	files  map[string]string // by key
+	a     *Appliance
+	s     *session
+	job   *running
+	h     *instant.Hypervisor
+	limit int64
+	to    *places
 }
 
 func (m *migration) uuid() string { return m.s.doc.Machine.UUID }
@@ -125,7 +112,7 @@ func (m *migration) run(ctx context.Context) (result any, err error) {
 		return nil, hypervisorError(err)
 	}
 	defer m.h.Close()
-	if err := m.makeFiles(); err != nil {
+	if err := m.begin(); err != nil {
 		return nil, err
 	}
 	err = m.copyAll(ctx)
@@ -141,35 +128,25 @@ func (m *migration) run(ctx context.Context) (result any, err error) {
 		return nil, &Error{Code: CodeInternal, Err: err, Msg: fmt.Sprintf("Machine %s runs from its new disks, but libvirt does not keep its description: %v.",
 			m.s.doc.Machine.Name, err), Hint: "Run session migrate again, or keep it by hand with: virsh dumpxml --inactive, and: virsh define."}
 	}
-	r := MigrateResult{Machine: m.s.doc.Machine.Name, UUID: m.uuid(), Disks: map[string]string{}}
+	r := MigrateResult{Machine: m.s.doc.Machine.Name, UUID: m.uuid(), Disks: map[string]string{}, Notes: m.to.notes}
 	for _, d := range m.s.doc.Disks {
 		r.Disks[d.Key] = d.Moved
+	}
+	if m.to.pool != "" {
+		if err := (instant.Definer{URI: m.s.doc.Machine.Connect}).Refresh(done, m.to.pool); err != nil {
+			r.Notes = append(r.Notes, fmt.Sprintf("The storage pool does not show its files yet (%v): virsh pool-refresh %s.", err, m.to.pool))
+		}
 	}
 	return r, m.a.end(m.s)
 }
 
-// makeFiles makes the files empty, so that they are nobody else's, and records
-// them: whoever comes after a crash knows whose they are.
-func (m *migration) makeFiles() (err error) {
-	var made []string
-	defer func() {
-		if err != nil {
-			for _, path := range made {
-				err = errors.Join(err, os.Remove(path))
-			}
-		}
-	}()
-	for _, path := range m.files {
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		made = append(made, path)
-		if err := f.Close(); err != nil {
-			return err
-		}
+// begin makes the files and records them: whoever comes after a crash knows whose
+// they are.
+func (m *migration) begin() error {
+	if err := m.to.make(); err != nil {
+		return err
 	}
-	return m.record(&SessionMigration{Files: m.files})
+	return m.record(&SessionMigration{Paths: m.to.paths(), Devices: m.to.devices()})
 }
 
 func migrateError(err error) error {
@@ -194,9 +171,9 @@ func (a *Appliance) recordMigration(s *session, x *SessionMigration) error {
 // copyAll copies all disks and returns when every copy can take over.
 func (m *migration) copyAll(ctx context.Context) error {
 	for _, d := range m.s.doc.Disks {
-		if path, ok := m.files[d.Key]; ok {
-			if err := m.h.BeginCopy(ctx, m.uuid(), d.Key, path, m.format, m.limit); err != nil {
-				return fmt.Errorf("copy disk %s to %s: %w", d.Key, path, err)
+		if to, ok := m.to.at[d.Key]; ok {
+			if err := m.h.BeginCopy(ctx, m.uuid(), d.Key, to, m.limit); err != nil {
+				return fmt.Errorf("copy disk %s to %s: %w", d.Key, to.Path, err)
 			}
 		}
 	}
@@ -217,13 +194,13 @@ func (m *migration) copyAll(ctx context.Context) error {
 func (m *migration) progress(ctx context.Context) (ready bool, err error) {
 	ready = true
 	var done, total int64
-	for key := range m.files {
+	for key, to := range m.to.at {
 		c, err := m.h.Copying(ctx, m.uuid(), key)
 		if err == nil && !c.Active {
 			err = errors.New("it ended by itself; the hypervisor's log tells why")
 		}
 		if err != nil {
-			return false, fmt.Errorf("copy disk %s to %s: %w", key, m.files[key], err)
+			return false, fmt.Errorf("copy disk %s to %s: %w", key, to.Path, err)
 		}
 		ready = ready && c.Ready
 		done, total = done+c.Done, total+c.Total
@@ -234,18 +211,18 @@ func (m *migration) progress(ctx context.Context) (ready bool, err error) {
 
 // switchAll has the machine go on with the copies, one after another.
 func (m *migration) switchAll(ctx context.Context) error {
-	if err := m.record(&SessionMigration{Files: m.files, Switching: true}); err != nil {
+	if err := m.record(&SessionMigration{Paths: m.to.paths(), Devices: m.to.devices(), Switching: true}); err != nil {
 		return err
 	}
 	for _, d := range m.s.doc.Disks {
-		path, ok := m.files[d.Key]
+		to, ok := m.to.at[d.Key]
 		if !ok {
 			continue
 		}
 		if err := m.h.SwitchToCopy(ctx, m.uuid(), d.Key); err != nil {
-			return fmt.Errorf("go on with disk %s in %s: %w", d.Key, path, err)
+			return fmt.Errorf("go on with disk %s in %s: %w", d.Key, to.Path, err)
 		}
-		m.s.setMoved(d.Key, path)
+		m.s.setMoved(d.Key, to.Path)
 	}
 	return m.record(nil)
 }
@@ -275,10 +252,13 @@ func (a *Appliance) settleMigration(ctx context.Context, h *instant.Hypervisor, 
 		return err
 	}
 	if state == instant.Stopped && x.Switching {
-		return fmt.Errorf("the machine died while its disks changed hands: what it wrote last is either in the session or in %v; look at both before you discard one", x.Files)
+		return fmt.Errorf("the machine died while its disks changed hands: what it wrote last is either in the session or in %v; look at both before you discard one", x.Paths)
 	}
 	var errs []error
-	for key, path := range x.Files {
+	for key, path := range x.Paths {
+		if x.Devices {
+			path = "" // it stays, whatever is on it
+		}
 		errs = append(errs, a.settleCopy(ctx, h, s, key, path, state))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -287,8 +267,9 @@ func (a *Appliance) settleMigration(ctx context.Context, h *instant.Hypervisor, 
 	return a.recordMigration(s, nil)
 }
 
-// settleCopy is settleMigration for one disk.
-func (a *Appliance) settleCopy(ctx context.Context, h *instant.Hypervisor, s *session, key, path string, state instant.State) error {
+// settleCopy is settleMigration for one disk. file is what is removed; empty:
+// nothing.
+func (a *Appliance) settleCopy(ctx context.Context, h *instant.Hypervisor, s *session, key, file string, state instant.State) error {
 	if state != instant.Stopped {
 		c, err := h.Copying(ctx, s.doc.Machine.UUID, key)
 		if err != nil {
@@ -304,10 +285,12 @@ func (a *Appliance) settleCopy(ctx context.Context, h *instant.Hypervisor, s *se
 			}
 		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the copy of disk %s: %w", key, err)
+	if file != "" {
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove the copy of disk %s: %w", key, err)
+		}
 	}
-	a.log.Info("copy of a disk given up", "session", s.doc.ID, "disk", key, "path", path)
+	a.log.Info("copy of a disk given up", "session", s.doc.ID, "disk", key, "path", file)
 	return nil
 }
 

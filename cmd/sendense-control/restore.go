@@ -69,11 +69,11 @@ func (s service) restore() *cobra.Command {
 // absolutePlace makes the paths of a place absolute.
 func absolutePlace(to *string) error {
 	kind, where, ok := strings.Cut(*to, ":")
-	if kind == "libvirt" {
+	if kind == "libvirt" || kind == "pool" {
 		return nil
 	}
 	if !ok || where == "" {
-		return cli.Usagef("Give --to file:DIR, --to blockdev:PATH or --to libvirt.", "--to is %q.", *to)
+		return cli.Usagef("Name a place, as in --to file:DIR or --to blockdev:PATH; --help lists them all.", "--to is %q.", *to)
 	}
 	paths := []string{where}
 	if kind == "blockdev" {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -140,24 +139,23 @@ func (s service) sessionResume() *cobra.Command {
 
 func (s service) sessionMigrate() *cobra.Command {
 	var r appliance.MigrateRequest
-	var to string
 	var rate int64
-	c := &cobra.Command{Use: "migrate ID --to file:DIR", Short: "Move a session's disks to production storage while its machine runs", Args: cli.Args(1, 1),
-		Long: "Migrate copies the disks of a session to new files in DIR while its machine runs, has it go on with them, and\n" +
-			"ends the session; the machine stays, as one of libvirt's. Until then nothing is changed: if it fails or is\n" +
-			"cancelled (sendense-control cancel JOB) the session runs on as it was.",
+	c := &cobra.Command{Use: "migrate ID --to PLACE", Short: "Move a session's disks to production storage while its machine runs", Args: cli.Args(1, 1),
+		Long: "Migrate copies the disks of a session while its machine runs, has it go on with the copies, and ends the\n" +
+			"session; the machine stays, as one of libvirt's. They go\n" +
+			"  --to file:DIR              to a new image file for each disk, in DIR\n" +
+			"  --to pool:NAME             the same, in a storage pool of libvirt\n" +
+			"  --to blockdev:PATH[,PATH]  over block devices, one for each disk\n" +
+			"Until all are copied nothing is changed: if it fails or is cancelled (sendense-control cancel JOB) the session\n" +
+			"runs on as it was.",
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := absolutePlace(&to); err != nil {
+			if err := absolutePlace(&r.To); err != nil {
 				return err
-			}
-			dir, ok := strings.CutPrefix(to, "file:")
-			if !ok {
-				return cli.Usagef("Give --to file:DIR.", "--to is %q.", to)
 			}
 			if rate < 0 || rate > math.MaxInt64>>20 {
 				return cli.Usagef("Give the MiB to copy in a second; 0 is no limit.", "--limit %d is no rate.", rate)
 			}
-			r.Dir, r.Limit = dir, rate<<20
+			r.Limit = rate << 20
 			return s.with(c, true, func(conn *host.Connection) error {
 				job, err := conn.Migrate(c.Context(), args[0], r)
 				if err != nil {
@@ -175,10 +173,11 @@ func (s service) sessionMigrate() *cobra.Command {
 						fmt.Fprintf(w, "%s is in %s\n", key, result.Disks[key])
 					}
 					fmt.Fprintf(w, "machine %s runs from there; the session has ended\n", result.Machine)
+					printNotes(w, result.Notes)
 				})
 			})
 		}}
-	c.Flags().StringVar(&to, "to", "", "`place`: file:DIR, on the host of the machine")
+	c.Flags().StringVar(&r.To, "to", "", "`place` on the host of the machine: file:DIR, pool:NAME or blockdev:PATH[,PATH]")
 	c.Flags().StringVar(&r.Format, "format", "", "`format` of the files: qcow2 (default) or raw")
 	c.Flags().Int64Var(&rate, "limit", 0, "copy at most so many `MiB` in a second, of each disk")
 	return c

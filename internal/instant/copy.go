@@ -11,16 +11,17 @@ import (
 
 // CopyState says how far a disk of a running machine is copied.
 type CopyState struct {
-	Source string // path of the file that the machine uses, "" while that is an export
+	Source string // path of the file or device that the machine uses, "" while that is an export
 	Active bool   // a copy runs
 	Ready  bool   // the copy holds what the disk does, and is kept so: it can take over
 	Done   int64  // bytes, of Total
 	Total  int64  // grows while the guest writes
 }
 
-// BeginCopy starts to copy a disk of a running machine to a file that does not
-// exist, and keeps copying what the guest writes meanwhile. format is qcow2 or raw.
-func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key, path, format string, limit int64) error {
+// BeginCopy starts to copy a disk of a running machine to a place, and keeps copying
+// what the guest writes meanwhile. A file has to be empty or absent. limit is in
+// bytes of a second; 0: there is none.
+func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key string, to machine.Place, limit int64) error {
 	// Writes go to both places at once, so that the copy ends however much the guest
 	// writes.
 	var params []libvirt.TypedParam
@@ -28,7 +29,7 @@ func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key, path, format stri
 		params = append(params, libvirt.TypedParam{Field: libvirt.DomainBlockCopyBandwidth, Value: *libvirt.NewTypedParamValueUllong(uint64(limit))})
 	}
 	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
-		return h.conn.DomainBlockCopy(d, key, machine.FileDisk(path, format), params, libvirt.DomainBlockCopySynchronousWrites)
+		return h.conn.DomainBlockCopy(d, key, to.XML(), params, libvirt.DomainBlockCopySynchronousWrites)
 	})
 }
 
@@ -54,7 +55,7 @@ func (h *Hypervisor) Copying(ctx context.Context, uuid, key string) (s CopyState
 	if !ok {
 		return s, fmt.Errorf("machine has no disk %s", key)
 	}
-	s.Source = disk.File
+	s.Source = disk.Path
 	// Done equals Total for a moment at the very beginning, too.
 	s.Ready = s.Active && disk.MirrorReady
 	return s, nil

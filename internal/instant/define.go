@@ -63,6 +63,15 @@ func (d Definer) Survey(ctx context.Context, w machine.Wants) (s machine.Site, e
 	return s, err
 }
 
+// Pool tells of a storage pool; the zero Pool if there is none of that name.
+func (d Definer) Pool(ctx context.Context, name string) (p machine.Pool, err error) {
+	err = d.with(ctx, func(h *Hypervisor) error {
+		p, err = h.pool(name)
+		return err
+	})
+	return p, err
+}
+
 // offer asks what there is for a type of machine, or the next best of its family.
 func (h *Hypervisor) offer(w machine.Wants) (o machine.Offer, kvm bool, err error) {
 	ask := func(virt, machine string) (string, error) {

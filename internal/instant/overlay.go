@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -31,8 +32,10 @@ type Overlay struct {
 
 	mu   sync.RWMutex // shared by changes; guards the fields below
 	log  *segment
-	old  []*segment // of changes that may not be durable yet
-	next int        // number of the next segment
+	old  []*segment // of changes that may not be durable yet, oldest first
+	free []*segment // for another use
+	made int        // segments, for their names
+	uses uint64     // numbers given
 }
 
 var (
@@ -99,28 +102,42 @@ func OpenOverlay(ctx context.Context, path string, backing block.Device, room fu
 
 // recover does what the log says, and begins a new one.
 func (o *Overlay) recover(ctx context.Context) error {
-	files, next, err := redoFiles(o.path)
+	all, used, err := redoFiles(o.path, o.boot)
 	if err != nil {
 		return err
 	}
-	for _, file := range files {
+	for _, file := range used {
 		if err := readSegment(file, o.boot, func(r record) error { return o.redo(ctx, r) }); err != nil {
 			return fmt.Errorf("do again what %s says: %w", filepath.Base(file), err)
 		}
 	}
-	if len(files) > 0 {
+	if len(used) > 0 {
 		if err := o.w.Flush(ctx); err != nil {
 			return err
 		}
 	}
-	for _, file := range files {
+	for _, file := range all {
 		if err := os.Remove(file); err != nil {
 			return err
 		}
 	}
-	o.log, err = newSegment(o.segmentPath(next), o.boot)
-	o.next = next + 1
+	o.log, err = o.segment()
 	return err
+}
+
+// segment returns a segment that is in use from now on. The caller holds o.mu.
+func (o *Overlay) segment() (*segment, error) {
+	o.uses++
+	if k := len(o.free) - 1; k >= 0 {
+		s := o.free[k]
+		if err := s.use(o.uses); err != nil {
+			return nil, err
+		}
+		o.free = o.free[:k]
+		return s, nil
+	}
+	o.made++
+	return newSegment(fmt.Sprintf("%s.redo-%d", o.path, o.made), o.boot, o.uses)
 }
 
 func (o *Overlay) redo(ctx context.Context, r record) error {
@@ -133,8 +150,6 @@ func (o *Overlay) redo(ctx context.Context, r record) error {
 		return o.w.Trim(ctx, r.off, r.n)
 	}
 }
-
-func (o *Overlay) segmentPath(n int) string { return fmt.Sprintf("%s.redo-%d", o.path, n) }
 
 // Size returns the virtual size in bytes.
 func (o *Overlay) Size() int64 { return o.w.Size() }
@@ -222,17 +237,30 @@ func (o *Overlay) Flush(ctx context.Context) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var errs []error
+	return o.retire(done)
+}
+
+// retire ends the use of segments, oldest first: what is left after a kill at any
+// moment is what came last, and can be done again. Those that others retired
+// meanwhile, or that are closed, are not looked at. The caller holds o.mu.
+func (o *Overlay) retire(done []*segment) error {
 	for _, s := range done {
-		errs = append(errs, s.remove())
-		for i := range o.old {
-			if o.old[i] == s {
-				o.old = append(o.old[:i:i], o.old[i+1:]...)
-				break
-			}
+		i := slices.Index(o.old, s)
+		if i < 0 {
+			continue
+		}
+		long := s.length() > keptRedo
+		if err := s.use(0); err != nil {
+			return err
+		}
+		o.old = slices.Delete(o.old, i, i+1)
+		if !long {
+			o.free = append(o.free, s)
+		} else if err := s.remove(); err != nil {
+			return err
 		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // rotate begins a new segment and returns those that the next flush makes
@@ -244,7 +272,7 @@ func (o *Overlay) rotate() ([]*segment, error) {
 		return nil, fmt.Errorf("%s: %w", o.path, os.ErrClosed)
 	}
 	if o.log.length() > int64(redoHeader) {
-		s, err := newSegment(o.segmentPath(o.next), o.boot)
+		s, err := o.segment()
 		// Where nothing is free for a new segment the old one goes on: the flush
 		// leaves it, and it is done again for nothing at worst.
 		if err != nil && !errors.Is(err, syscall.ENOSPC) {
@@ -253,10 +281,9 @@ func (o *Overlay) rotate() ([]*segment, error) {
 		if err == nil {
 			o.old = append(o.old, o.log)
 			o.log = s
-			o.next++
 		}
 	}
-	return append([]*segment(nil), o.old...), nil
+	return slices.Clone(o.old), nil
 }
 
 // Close makes everything durable and closes the files.
@@ -266,8 +293,8 @@ func (o *Overlay) Close() error {
 		o.mu.Unlock()
 		return nil
 	}
-	segments := append(o.old, o.log)
-	o.log, o.old = nil, nil
+	segments := slices.Concat(o.old, []*segment{o.log}, o.free)
+	o.log, o.old, o.free = nil, nil, nil
 	o.mu.Unlock()
 	if err := o.w.Close(); err != nil {
 		return err // the log stays: it may be needed

@@ -194,7 +194,7 @@ func TestALogOfAnotherBootIsThrownAway(t *testing.T) {
 	if err := o.WriteAt(t.Context(), noise(3, 4096), 0); err != nil {
 		t.Fatal(err)
 	}
-	log, err := os.ReadFile(path + ".redo-0")
+	log, err := os.ReadFile(path + ".redo-1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestALogOfAnotherBootIsThrownAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	copy(log[8:], "00000000-0000-0000-0000-000000000000")
-	if err := os.WriteFile(path+".redo-0", log, 0o600); err != nil {
+	if err := os.WriteFile(path+".redo-1", log, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	o = overlay(t, path, c, nil)
@@ -230,7 +230,7 @@ func TestADamagedLogIsReadUpToTheDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	log, err := os.ReadFile(path + ".redo-0")
+	log, err := os.ReadFile(path + ".redo-1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,12 +242,12 @@ func TestADamagedLogIsReadUpToTheDamage(t *testing.T) {
 		if err := instant.CreateOverlay(fresh, c.Size(), 0, ""); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(fresh+".redo-0", log[:cut], 0o600); err != nil {
+		if err := os.WriteFile(fresh+".redo-1", log[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
 		o := overlay(t, fresh, c, nil)
 		want := bytes.Clone(content)
-		for i := 0; 44+(i+1)*(24+4096) <= cut; i++ {
+		for i := 0; 52+(i+1)*(24+4096) <= cut; i++ {
 			copy(want[i*4096:], noise(3, 4096))
 		}
 		wantContent(t, o, want)

@@ -1,6 +1,9 @@
 package machine
 
-import "net"
+import (
+	"cmp"
+	"net"
+)
 
 // Consoles tells where the screens and serial ports of a running machine are: URIs
 // of VNC and SPICE, and paths of terminals.
@@ -24,16 +27,27 @@ func Consoles(description string) (found []string, err error) {
 	return found, nil
 }
 
-// FileDisk describes an image file as libvirt wants the destination of a copy.
-func FileDisk(path, format string) string {
-	n := element("disk", "type", "file")
-	n.children = []*node{element("driver", "name", "qemu", "type", format), element("source", "file", path)}
+// Place is where the content of a disk goes: an image file, or a block device.
+type Place struct {
+	Path   string
+	Format string // as QEMU calls it
+	Device bool
+}
+
+// XML describes the place as libvirt wants the destination of a copy.
+func (p Place) XML() string {
+	kind, attr := "file", "file"
+	if p.Device {
+		kind, attr = "block", "dev"
+	}
+	n := element("disk", "type", kind)
+	n.children = []*node{element("driver", "name", "qemu", "type", p.Format), element("source", attr, p.Path)}
 	return n.String()
 }
 
 // DiskState is what a disk of a running machine is on its host.
 type DiskState struct {
-	File string // path; empty if it is none
+	Path string // of the file or device; empty if it is neither
 	// MirrorReady says that a copy holds what the disk does, and is kept so.
 	MirrorReady bool
 }
@@ -51,7 +65,8 @@ func DiskOf(description, key string) (DiskState, bool, error) {
 	}
 	for _, n := range devices.children {
 		if n.name == "disk" && n.child("target").attr("dev") == key {
-			return DiskState{n.child("source").attr("file"), n.child("mirror").attr("ready") == "yes"}, true, nil
+			source := n.child("source")
+			return DiskState{cmp.Or(source.attr("file"), source.attr("dev")), n.child("mirror").attr("ready") == "yes"}, true, nil
 		}
 	}
 	return DiskState{}, false, nil

@@ -50,6 +50,29 @@ func (t *Devices) Plan(_ context.Context, m Machine) (Plan, error) {
 	return p, nil
 }
 
+// Claim keeps a block device for somebody else to write a disk of size bytes to:
+// until release is called it can neither be mounted nor become part of another. It
+// returns how many bytes longer the device is, and ErrRefused if it is in use, too
+// short or no block device.
+func Claim(path string, size int64) (longer int64, release func() error, err error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0, nil, err
+	}
+	if st.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
+		return 0, nil, fmt.Errorf("%w: %s is no block device", ErrRefused, path)
+	}
+	h, err := hold(path)
+	if err != nil {
+		return 0, nil, err
+	}
+	if longer = h.w.Size() - size; longer < 0 {
+		err := fmt.Errorf("%w: %s has %d bytes, the disk has %d", ErrRefused, path, h.w.Size(), size)
+		return 0, nil, errors.Join(err, h.close())
+	}
+	return longer, h.close, nil
+}
+
 // checkDevice returns the size of a device that can take a disk.
 func checkDevice(path string, d Disk) (int64, error) {
 	h, err := hold(path)

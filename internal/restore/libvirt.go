@@ -135,22 +135,31 @@ func (t *Libvirt) askedPool() string {
 
 // folder returns where the files go.
 func (t *Libvirt) folder(s machine.Site) (string, error) {
-	other := "Give a folder or another pool with: --storage DIR, or: --storage pool:NAME"
 	switch name := t.askedPool(); {
-	case name == "" && strings.HasPrefix(t.Storage, "pool:"):
-		return "", &Refusal{"The storage pool has no name", other}
-	case name == "":
+	case name == "" && !strings.HasPrefix(t.Storage, "pool:"):
 		return t.Storage, nil
 	case s.Pool.Name == "" && t.Storage == "":
 		return defaultFolder, nil
-	case s.Pool.Name == "":
-		return "", &Refusal{fmt.Sprintf("There is no storage pool %s on %s", name, s.Name), "List them with: virsh pool-list --all"}
-	case s.Pool.Type != "dir" && s.Pool.Type != "fs" && s.Pool.Type != "netfs" || !filepath.IsAbs(s.Pool.Path):
-		return "", &Refusal{fmt.Sprintf("The storage pool %s is of type %s, which takes no image files", name, s.Pool.Type), other}
-	case !s.Pool.Active:
+	default:
+		return PoolFolder(name, s.Pool)
+	}
+}
+
+// PoolFolder returns the folder of the storage pool of a name, as libvirt tells of
+// it. The error is a [Refusal] if image files cannot be put there.
+func PoolFolder(name string, p machine.Pool) (string, error) {
+	other := "Give a folder or another pool; list them with: virsh pool-list --all"
+	switch {
+	case name == "":
+		return "", &Refusal{"The storage pool has no name", other}
+	case p.Name == "":
+		return "", &Refusal{fmt.Sprintf("There is no storage pool %s", name), other}
+	case p.Type != "dir" && p.Type != "fs" && p.Type != "netfs" || !filepath.IsAbs(p.Path):
+		return "", &Refusal{fmt.Sprintf("The storage pool %s is of type %s, which takes no image files", name, p.Type), other}
+	case !p.Active:
 		return "", &Refusal{fmt.Sprintf("The storage pool %s is not active", name), "Start it with: virsh pool-start " + name}
 	}
-	return s.Pool.Path, nil
+	return p.Path, nil
 }
 
 // planFiles plans the disks.

@@ -419,12 +419,12 @@ func TestStorageAndNetworksOfTheHost(t *testing.T) {
 		t.Errorf("definition: got\n%s", x)
 	}
 	for says, change := range map[string]func(*restore.Libvirt){
-		"no storage pool x on": func(l *restore.Libvirt) { l.Storage = "pool:x" },
-		"is not active":        func(l *restore.Libvirt) { l.Storage = "pool:idle" },
-		"of type logical":      func(l *restore.Libvirt) { l.Storage = "pool:vg0" },
-		"has no name":          func(l *restore.Libvirt) { l.Storage = "pool:" },
-		"no network other on":  func(l *restore.Libvirt) { l.Network = "other" },
-		"network lab is not ":  func(l *restore.Libvirt) { l.Start = true },
+		"no storage pool x":   func(l *restore.Libvirt) { l.Storage = "pool:x" },
+		"is not active":       func(l *restore.Libvirt) { l.Storage = "pool:idle" },
+		"of type logical":     func(l *restore.Libvirt) { l.Storage = "pool:vg0" },
+		"has no name":         func(l *restore.Libvirt) { l.Storage = "pool:" },
+		"no network other on": func(l *restore.Libvirt) { l.Network = "other" },
+		"network lab is not ": func(l *restore.Libvirt) { l.Start = true },
 	} {
 		l := into(h, "")
 		l.Network = ""
