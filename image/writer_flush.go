@@ -101,11 +101,14 @@ func (w *Writer) pad() error {
 	// mu is held: this cannot cut off a write under way.
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	want := w.refs.virgin << w.header.ClusterBits
+	if w.length.Load() >= want {
+		return nil
+	}
 	size, err := w.st.Size()
 	if err != nil {
 		return err
 	}
-	want := w.refs.virgin << w.header.ClusterBits
 	if size >= want {
 		w.length.Store(want)
 		return nil

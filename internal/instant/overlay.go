@@ -14,8 +14,14 @@ import (
 	"github.com/sendense/sendense/image"
 )
 
-// maxRedo is how long a redo log may get before a flush, in bytes.
-const maxRedo = 64 << 20
+const (
+	// maxRedo is how long a redo log may get before there is a flush, in bytes.
+	maxRedo = 64 << 20
+	// shortRedo is how long one may be, in bytes, for a flush to leave it as it is:
+	// to do again what is durable does no harm as long as all that came later is
+	// done again, too, and most flushes then have nothing to do with the log.
+	shortRedo = 1 << 20
+)
 
 // Overlay is what a session writes over one disk of a point: a QCOW2 file, and a
 // redo log of what was written to it since the last flush.
@@ -226,7 +232,7 @@ func (o *Overlay) logged(ctx context.Context, r record) (long bool, err error) {
 }
 
 // Flush implements block.Flusher. What was written before it needs no log any
-// more.
+// more, unless that is short.
 func (o *Overlay) Flush(ctx context.Context) error {
 	done, err := o.rotate()
 	if err != nil {
@@ -271,7 +277,7 @@ func (o *Overlay) rotate() ([]*segment, error) {
 	if o.log == nil {
 		return nil, fmt.Errorf("%s: %w", o.path, os.ErrClosed)
 	}
-	if o.log.length() > int64(redoHeader) {
+	if o.log.length() > shortRedo {
 		s, err := o.segment()
 		// Where nothing is free for a new segment the old one goes on: the flush
 		// leaves it, and it is done again for nothing at worst.
