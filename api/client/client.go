@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sendense/sendense/api"
 	"github.com/sendense/sendense/appliance"
@@ -277,19 +278,36 @@ func (c *Client) WatchJob(ctx context.Context, id string, fn func(appliance.Job)
 	return last, nil
 }
 
+// endsWithin is how long Wait waits for a job that it has cancelled.
+const endsWithin = 30 * time.Second
+
 // Wait follows a job to its end and returns it; a job that did not succeed is
-// also an error. If ctx ends the job is cancelled.
+// also an error. If ctx ends the job is cancelled, which may be too late: it then
+// is what it became all the same.
 func (c *Client) Wait(ctx context.Context, id string, fn func(appliance.Job)) (appliance.Job, error) {
 	j, err := c.WatchJob(ctx, id, fn)
 	if err != nil && ctx.Err() != nil {
-		// The job goes on without us unless it is told.
-		return j, errors.Join(context.Cause(ctx), c.CancelJob(context.WithoutCancel(ctx), id))
+		j, err = c.giveUp(ctx, id)
 	}
 	if err != nil {
 		return j, err
 	}
 	if j.Error != nil {
 		return j, &appliance.Error{Code: j.Error.Code, Msg: j.Error.Msg, Hint: j.Error.Hint}
+	}
+	return j, nil
+}
+
+// giveUp cancels a job, which would go on unless it is told, and returns what became
+// of it.
+func (c *Client) giveUp(ctx context.Context, id string) (appliance.Job, error) {
+	why := context.Cause(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endsWithin)
+	defer cancel()
+	cancelErr := c.CancelJob(ctx, id) // which fails, too, if it has ended by now
+	j, err := c.WatchJob(ctx, id, nil)
+	if err != nil {
+		return j, errors.Join(fmt.Errorf("%s may still run: %w", id, why), cancelErr, err)
 	}
 	return j, nil
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,11 +62,7 @@ func TestWaitCancelsTheJobWhenItsContextEnds(t *testing.T) {
 	c := connect(t)
 	d := begin(t, c.Client)
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := c.Wait(ctx, d.JobID(), func(appliance.Job) { cancel() })
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("wait: got %v, want that the context ended", err)
-	}
-	j, err := c.Wait(t.Context(), d.JobID(), nil)
+	j, err := c.Wait(ctx, d.JobID(), func(appliance.Job) { cancel() })
 	if j.State != appliance.JobCancelled || code(err) != appliance.CodeCancelled {
 		t.Errorf("job: got %s and %v, want cancelled", j.State, err)
 	}
@@ -73,6 +70,46 @@ func TestWaitCancelsTheJobWhenItsContextEnds(t *testing.T) {
 	err = d.Report(t.Context(), capture.Progress{})
 	if !errors.Is(err, capture.ErrCancelled) || code(err) == "" {
 		t.Errorf("report: got %v, want the reason and %v", err, capture.ErrCancelled)
+	}
+}
+
+// A job that is beyond being cancelled is what it became.
+func TestWaitTellsOfAJobThatSucceedsAllTheSame(t *testing.T) {
+	event := func(s appliance.JobState) string {
+		job, err := json.Marshal(appliance.Job{ID: "x", State: s})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("event: job\ndata: %s\n\n", job)
+	}
+	asked := 0
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/jobs/x/events", func(w http.ResponseWriter, r *http.Request) {
+		if asked++; asked > 1 {
+			fmt.Fprint(w, event(appliance.JobSucceeded))
+			return
+		}
+		fmt.Fprint(w, event(appliance.JobRunning))
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	mux.HandleFunc("POST /v1/jobs/x/cancel", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) })
+	s := httptest.NewUnstartedServer(mux)
+	socket := filepath.Join(t.TempDir(), "s")
+	var err error
+	if s.Listener, err = net.Listen("unix", socket); err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	defer s.Close()
+	c, err := client.New("unix:" + socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	if j, err := c.Wait(ctx, "x", func(appliance.Job) { cancel() }); err != nil || j.State != appliance.JobSucceeded {
+		t.Errorf("wait: got %s and %v, want that it succeeded", j.State, err)
 	}
 }
 

@@ -71,18 +71,15 @@ func (s service) runCheck(c *cobra.Command, conn *host.Connection, r appliance.C
 		return err
 	}
 	if screen != "" {
-		picture, err := conn.CheckScreen(c.Context(), r.VM, found.Point)
-		if err == nil {
+		var picture []byte
+		if picture, err = conn.CheckScreen(c.Context(), r.VM, found.Point); err == nil {
 			err = os.WriteFile(screen, picture, 0o644)
-		}
-		if err != nil {
-			return err
 		}
 	}
 	if !found.Passed {
-		return cli.ErrFound
+		err = errors.Join(cli.ErrFound, err) // that it does not boot is the more important
 	}
-	return nil
+	return err
 }
 
 func printBootCheck(w io.Writer, b appliance.BootCheck) {
@@ -111,14 +108,14 @@ func printBootCheck(w io.Writer, b appliance.BootCheck) {
 		}
 	}
 	if g := b.Guest; g != nil {
-		t.Row("System", g.OS, g.Hostname)
+		t.Row("System", appliance.Visible(g.OS), appliance.Visible(g.Hostname))
 		for _, f := range g.FileSystems {
-			t.Row("  "+f.Path, f.Type, mountedState(f.ReadOnly, f.Errors))
+			t.Row("  "+appliance.Visible(f.Path), appliance.Visible(f.Type), mountedState(f.ReadOnly, f.Errors))
 		}
-		t.Row("Failed units", failedUnits(g.FailedUnits))
+		t.Row("Failed units", appliance.Visible(failedUnits(g.FailedUnits)))
 	}
 	for _, v := range b.Volumes {
-		t.Row("  "+v.Path, v.Type, strings.Join(append(v.Notes, v.Refusal), " "))
+		t.Row("  "+appliance.Visible(v.Path), appliance.Visible(v.Type), appliance.Visible(strings.Join(append(v.Notes, v.Refusal), " ")))
 	}
 	t.Flush()
 	printNotes(w, b.Notes)

@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -79,16 +81,38 @@ func (s service) runExport(c *cobra.Command, spec appliance.ExportSpec, foregrou
 		if err := s.Print(c, exported{Export: e, PID: pidIf(conn.Embedded)}, func(w io.Writer) { printExport(w, e) }); err != nil || !foreground {
 			return err
 		}
-		<-c.Context().Done()
-		if !conn.Embedded {
-			return conn.Unexport(context.WithoutCancel(c.Context()), e.ID)
-		}
-		return nil
+		return waitExported(c.Context(), conn, e.ID)
 	})
 	if err != nil || !background {
 		return err
 	}
 	return s.detach(c)
+}
+
+// waitExported waits until an export has ended, and ends it when ctx does.
+func waitExported(ctx context.Context, conn *host.Connection, id string) error {
+	return untilGone(ctx, func(ctx context.Context) (bool, error) {
+		list, err := conn.Exports(ctx)
+		return slices.ContainsFunc(list, func(e appliance.Export) bool { return e.ID == id }), err
+	}, func(ctx context.Context) error { return conn.Unexport(ctx, id) })
+}
+
+// untilGone waits until something is there no more. When ctx ends it is taken away.
+func untilGone(ctx context.Context, there func(context.Context) (bool, error), remove func(context.Context) error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			err := remove(context.WithoutCancel(ctx))
+			if e := appliance.AsError(err); e != nil && e.Code == appliance.CodeNotFound {
+				return nil
+			}
+			return err
+		case <-time.After(500 * time.Millisecond):
+		}
+		if found, err := there(ctx); !found && ctx.Err() == nil {
+			return err
+		}
+	}
 }
 
 // exported is what export prints with --json.
@@ -113,7 +137,7 @@ func printExport(w io.Writer, e appliance.Export) {
 // detach runs the same command again in the background, and tells what it serves.
 func (s service) detach(c *cobra.Command) error {
 	var e exported
-	if err := s.detached(c, nil, &e); err != nil {
+	if err := s.detached(c.Context(), nil, &e); err != nil {
 		return err
 	}
 	return s.Print(c, e, func(w io.Writer) {
@@ -123,20 +147,25 @@ func (s service) detach(c *cobra.Command) error {
 }
 
 // detached runs the same command again in the background, in the foreground there,
-// and decodes what it prints first into out. It is given secrets, if there are any,
-// through a pipe.
-func (s service) detached(_ *cobra.Command, secrets [][]byte, out any) error {
+// and decodes what it prints first into out; it is ended if ctx ends before. It is
+// given secrets, if there are any, through a pipe.
+func (s service) detached(ctx context.Context, secrets [][]byte, out any) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, append(os.Args[1:len(os.Args):len(os.Args)], "--foreground", "--json")...)
+	args, rest := os.Args[1:], []string(nil)
+	if i := slices.Index(args, "--"); i >= 0 { // behind which there are no flags
+		args, rest = args[:i], args[i:]
+	}
+	cmd := exec.Command(self, slices.Concat(args, []string{"--foreground", "--json"}, rest)...)
 	if secrets != nil {
 		b, err := json.Marshal(secrets)
 		if err != nil {
 			return err
 		}
-		cmd.Args, cmd.Stdin = append(cmd.Args, "--"+passedFlag), bytes.NewReader(b)
+		cmd.Args = slices.Insert(cmd.Args, 1+len(args), "--"+passedFlag)
+		cmd.Stdin = bytes.NewReader(b)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	stdout, err := cmd.StdoutPipe()
@@ -151,9 +180,14 @@ func (s service) detached(_ *cobra.Command, secrets [][]byte, out any) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
 	if err := json.NewDecoder(bufio.NewReader(stdout)).Decode(out); err != nil {
 		_, _ = io.Copy(&complaints, errs)
 		_ = cmd.Wait() // what it said tells more than its status
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return cli.ParseError(complaints.String())
 	}
 	return nil

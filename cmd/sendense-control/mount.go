@@ -6,8 +6,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -70,7 +70,7 @@ func (s service) runMount(c *cobra.Command, r api.MountRequest, p *passphrases, 
 		return err
 	}
 	var m mounted
-	if err := s.detached(c, list, &m); err != nil {
+	if err := s.detached(c.Context(), list, &m); err != nil {
 		return err
 	}
 	return s.Print(c, m, func(w io.Writer) {
@@ -90,28 +90,10 @@ func (s service) mountHere(c *cobra.Command, conn *host.Connection, r api.MountR
 
 // waitMounted waits until a mount is gone, and takes it away when ctx ends.
 func waitMounted(ctx context.Context, conn *host.Connection, dir string) error {
-	for {
-		select {
-		case <-ctx.Done():
-			err := conn.Unmount(context.WithoutCancel(ctx), dir)
-			if e := appliance.AsError(err); e != nil && e.Code == appliance.CodeNotFound {
-				return nil
-			}
-			return err
-		case <-time.After(500 * time.Millisecond):
-		}
+	return untilGone(ctx, func(ctx context.Context) (bool, error) {
 		list, err := conn.Mounts(ctx)
-		if err != nil {
-			return err
-		}
-		found := false
-		for _, m := range list {
-			found = found || m.Dir == dir
-		}
-		if !found {
-			return nil
-		}
-	}
+		return slices.ContainsFunc(list, func(m appliance.MountSpec) bool { return m.Dir == dir }), err
+	}, func(ctx context.Context) error { return conn.Unmount(ctx, dir) })
 }
 
 func (s service) unmount() *cobra.Command {

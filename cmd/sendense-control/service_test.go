@@ -252,6 +252,16 @@ func TestAnExportInTheForegroundEndsWithASignal(t *testing.T) {
 				t.Error("the socket is still there")
 			}
 		}
+		if !daemon {
+			return
+		}
+		p := clitest.Start(t, program, append([]string{"export", "--foreground", "--json", "--socket", socket}, append(flags, "--", "web1", "latest~1")...)...)
+		clitest.Until(t, "it prints the export", func() bool { return strings.HasSuffix(p.Stdout(), "}\n") || !clitest.Runs(p.PID) })
+		e := clitest.Decode[exported](t, clitest.Ran{Stdout: p.Stdout()})
+		s.Good(s.Control(flags, "unexport "+e.ID))
+		if r := p.Wait(); r.Code != 0 {
+			t.Errorf("after the export ended: got %+v, want a quiet end", r)
+		}
 	})
 }
 

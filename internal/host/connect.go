@@ -18,6 +18,9 @@ const DefaultRunDir = "/run/sendense"
 // ControlSocket is the name of the control socket in a run directory.
 const ControlSocket = "control.sock"
 
+// answersWithin is how long a control plane may take to say that it is there.
+const answersWithin = 10 * time.Second
+
 // Connection is a client of an appliance, and the appliance itself where it runs
 // in this process.
 type Connection struct {
@@ -42,6 +45,8 @@ func Connect(ctx context.Context, control string, o Options) (*Connection, error
 		if err != nil {
 			return nil, err
 		}
+		ctx, cancel := context.WithTimeout(ctx, answersWithin)
+		defer cancel()
 		_, err = c.Health(ctx)
 		return &Connection{Client: c, close: func() error { return nil }}, err
 	}
@@ -62,7 +67,7 @@ func running(ctx context.Context, path string) *client.Client {
 	if err != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
 	defer cancel()
 	health, err := c.Health(ctx)
 	if err != nil || !samePath(health.Repository, path) {
