@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/image"
@@ -49,17 +50,30 @@ func imageInfo(p *cli.Program) *cobra.Command {
 }
 
 // eachFile calls fn for each path. A file that cannot be read hides nothing of the
-// others: the error is about the first of those.
+// others: the error is about the first of those, and names the rest.
 func eachFile(ctx context.Context, paths []string, fn func(path string) error) error {
-	var first error
+	var first *appliance.Error
+	var rest []string
 	for _, path := range paths {
 		err := fn(path)
 		if ctx.Err() != nil {
 			return errors.Join(err, ctx.Err())
 		}
-		if err != nil && first == nil {
+		switch {
+		case err == nil:
+		case first == nil:
 			first = appliance.AsError(explain(path, err))
+		default:
+			rest = append(rest, path)
 		}
+	}
+	if first == nil {
+		return nil
+	}
+	if len(rest) > 0 {
+		all := *first
+		all.Msg += " Nor can these be read: " + strings.Join(rest, ", ") + "."
+		first = &all
 	}
 	return first
 }

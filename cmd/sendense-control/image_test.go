@@ -172,8 +172,8 @@ func TestSeveralFilesAtOnce(t *testing.T) {
 				t.Errorf("text: got %+v, want that of each, under its name", both)
 			}
 			// What cannot be read hides nothing else.
-			some := call(t, "image", command, gone, a, gone, b)
-			if some.code != 3 || some.stdout != both.stdout || strings.Count(some.stderr, "sendense-control: ") != 1 || !strings.Contains(some.stderr, "gone.qcow2") {
+			some := call(t, "image", command, gone, a, gone+"2", b)
+			if some.code != 3 || some.stdout != both.stdout || strings.Count(some.stderr, "sendense-control: ") != 1 || !strings.Contains(some.stderr, "gone.qcow2: ") || !strings.Contains(some.stderr, "gone.qcow22.") {
 				t.Errorf("text with files that are missing: got %+v, want that of the others, and an error", some)
 			}
 			array := decode[[]map[string]any](t, call(t, "image", command, "--json", a, b))
