@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/sendense/sendense/image"
 	"github.com/sendense/sendense/internal/repository"
 )
@@ -27,69 +25,78 @@ type damage struct {
 
 // contentCheck compares what one file holds with its digests.
 type contentCheck struct {
-	f      *image.File
-	g      *image.Digests
-	cs     int64
-	lax    bool // the file may hold more than the digests say
-	pieces chan piece
-	read   func(n int64)
+	f       *image.File
+	g       *image.Digests
+	cs      int64
+	lax     bool // the file may hold more than the digests say
+	pieces  chan<- piece
+	pending sync.WaitGroup // pieces that were handed out
 
 	mu      sync.Mutex // guards the fields below
+	read    int64      // clusters
 	found   []damage
 	omitted int64
 }
 
 // piece is a run of clusters of data and what their digests have to be.
 type piece struct {
+	of    *contentCheck
 	first int64
 	sums  []image.Digest
 }
 
-// content reads all that a file holds, in the order of the disk, on several
-// processors, and compares it with the digests, which have to be of just that.
-func (w *verification) content(ctx context.Context, l layerRef, f *image.File, g *image.Digests) error {
-	c := &contentCheck{f: f, g: g, cs: l.disk.ClusterSize, lax: w.rec.merging(*l.disk), pieces: make(chan piece, queuedPieces)}
-	c.read = func(n int64) {
-		c.mu.Lock()
-		w.report.Clusters += n
-		w.report.Bytes += n * c.cs
-		c.mu.Unlock()
-	}
-	eg, gctx := errgroup.WithContext(ctx)
+// readers reads and hashes pieces of all files, on several processors: small files
+// keep them busy as large ones do.
+func (w *verification) readers(ctx context.Context, pieces <-chan piece) {
+	var all sync.WaitGroup
 	for range w.o.Workers {
-		eg.Go(func() error {
-			buf, _ := w.buffers.Get().(*[]byte)
-			if buf == nil || int64(len(*buf)) < c.cs {
-				b := make([]byte, max(pieceBytes, c.cs))
-				buf = &b
-			}
-			defer w.buffers.Put(buf)
-			for p := range c.pieces {
-				if err := c.compare(gctx, p, *buf); err != nil {
-					return err
+		all.Go(func() {
+			var buf []byte
+			for p := range pieces {
+				if n := max(pieceBytes, p.of.cs); int64(len(buf)) < n {
+					buf = make([]byte, n)
 				}
-				w.progress.update(func(s *repository.Status) { s.Done += int64(len(p.sums)) * c.cs })
+				p.of.compare(ctx, p, buf)
+				w.progress.update(func(s *repository.Status) { s.Done += int64(len(p.sums)) * p.of.cs })
+				p.of.pending.Done()
 			}
-			return nil
 		})
 	}
-	eg.Go(func() error {
-		defer close(c.pieces)
-		total := (f.Size() + c.cs - 1) / c.cs
-		for first := int64(0); first < total; first += windowClusters {
-			if err := c.window(gctx, first, min(windowClusters, total-first)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err := eg.Wait(); err != nil {
+	all.Wait()
+}
+
+// content reads all that a file holds, in the order of the disk, and compares it
+// with the digests, which have to be of just that. One file is read after another.
+func (w *verification) content(ctx context.Context, l layerRef, f *image.File, g *image.Digests) error {
+	c := &contentCheck{f: f, g: g, cs: l.disk.ClusterSize, lax: w.rec.merging(*l.disk), pieces: w.pieces}
+	err := w.handOut(ctx, l, c)
+	c.pending.Wait()
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
 		return w.blame(ctx, l, err)
 	}
+	w.report.Clusters += c.read
+	w.report.Bytes += c.read * c.cs
 	for _, d := range c.found {
 		w.problem(ctx, l, d.cluster, d.what)
 	}
 	w.report.Omitted += c.omitted
+	return nil
+}
+
+// handOut hands the pieces of a file to the readers.
+func (w *verification) handOut(ctx context.Context, l layerRef, c *contentCheck) error {
+	w.reading.Lock()
+	defer w.reading.Unlock()
+	w.progress.update(func(s *repository.Status) { s.File = w.v.file(l.disk.File) })
+	total := (c.f.Size() + c.cs - 1) / c.cs
+	for first := int64(0); first < total; first += windowClusters {
+		if err := c.window(ctx, first, min(windowClusters, total-first)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -153,9 +160,12 @@ func (c *contentCheck) run(ctx context.Context, r image.Run, first int64, says [
 		if len(p.sums) == 0 {
 			return nil
 		}
+		p.of = c
+		c.pending.Add(1)
 		select {
 		case c.pieces <- p:
 		case <-ctx.Done():
+			c.pending.Done()
 			return ctx.Err()
 		}
 		p = piece{}
@@ -192,8 +202,8 @@ func named(s uint8) string {
 	return [...]string{saysNothing: "nothing", saysZeroes: "zeroes", saysData: "data"}[s]
 }
 
-// compare reads and hashes one piece.
-func (c *contentCheck) compare(ctx context.Context, p piece, buf []byte) error {
+// compare reads and hashes one piece, unless ctx has ended.
+func (c *contentCheck) compare(ctx context.Context, p piece, buf []byte) {
 	n := int64(len(p.sums))
 	off := p.first * c.cs
 	size := min(n*c.cs, c.f.Size()-off)
@@ -201,7 +211,7 @@ func (c *contentCheck) compare(ctx context.Context, p piece, buf []byte) error {
 	clear(b[size:])
 	err := c.f.ReadAt(ctx, b[:size], off)
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return
 	}
 	for i, want := range p.sums {
 		cluster := b[int64(i)*c.cs : int64(i+1)*c.cs]
@@ -217,6 +227,7 @@ func (c *contentCheck) compare(ctx context.Context, p piece, buf []byte) error {
 			c.damaged(p.first+int64(i), "its content is not what its digest says")
 		}
 	}
-	c.read(n)
-	return nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.read += n
 }

@@ -97,8 +97,7 @@ func (r *Repository) verifyVM(ctx context.Context, v *vmFolder, o repository.Ver
 			}
 			return &repository.Report{}, nil
 		}
-		w := &verification{r: r, v: v, rec: rec, o: o, progress: p, report: &repository.Report{VMs: 1},
-			reading: new(sync.Mutex), buffers: new(sync.Pool)}
+		w := &verification{r: r, v: v, rec: rec, o: o, progress: p, report: &repository.Report{VMs: 1}, reading: new(sync.Mutex)}
 		if err := w.run(ctx); err != nil {
 			return nil, err
 		}
@@ -116,8 +115,8 @@ type verification struct {
 	o        repository.VerifyOptions
 	progress *progress
 	report   *repository.Report
-	reading  *sync.Mutex // held while the content of a file is read: one file at a time
-	buffers  *sync.Pool  // of *[]byte that pieces are read into
+	reading  *sync.Mutex  // held while pieces of a file are handed out: one file at a time
+	pieces   chan<- piece // to the readers
 }
 
 // layerRef is a file to be verified.
@@ -140,6 +139,10 @@ func (w *verification) run(ctx context.Context) error {
 	// that many small files keep all processors busy too.
 	reports := make([]repository.Report, len(layers))
 	g, gctx := errgroup.WithContext(ctx)
+	pieces := make(chan piece, queuedPieces)
+	w.pieces = pieces
+	var reading sync.WaitGroup
+	reading.Go(func() { w.readers(gctx, pieces) })
 	g.SetLimit(2)
 	for i, l := range layers {
 		g.Go(func() error {
@@ -148,7 +151,10 @@ func (w *verification) run(ctx context.Context) error {
 			return one.layer(gctx, l)
 		})
 	}
-	if err := g.Wait(); err != nil {
+	err = g.Wait()
+	close(pieces)
+	reading.Wait()
+	if err != nil {
 		return err
 	}
 	for i := range reports {
@@ -230,9 +236,6 @@ func (w *verification) layer(ctx context.Context, l layerRef) error {
 	if hexSum(g.Summary().Sum) != l.disk.DigestsSum && !w.rec.merging(*l.disk) {
 		w.problem(ctx, l, -1, "its digests are not those that were recorded when it was committed")
 	}
-	w.reading.Lock()
-	defer w.reading.Unlock()
-	w.progress.update(func(s *repository.Status) { s.File = w.v.file(l.disk.File) })
 	return w.content(ctx, l, f, g)
 }
 
