@@ -43,9 +43,12 @@ func TestMain(m *testing.M) {
 
 // playServer shows a file "disk" at a folder until it is killed, or its input ends.
 func playServer(args []string) error {
-	root := newFolder()
-	root.add("disk", newDocument(blocktest.NewMemory(1<<20)))
-	s, err := fusemount.Mount(args[0], root, fusemount.Options{})
+	root, size, writable := newFolder(), int64(1<<20), len(args) > 1
+	if writable {
+		size = 64 << 20
+	}
+	root.add("disk", newDocument(blocktest.NewMemory(size)))
+	s, err := fusemount.Mount(args[0], root, fusemount.Options{Writable: writable})
 	if err != nil {
 		return err
 	}
