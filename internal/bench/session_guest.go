@@ -67,8 +67,13 @@ func (b *bench) guestBoot(ctx context.Context) (err error) {
 		return err
 	}
 	defer s.close()
+	var commands []float64
 	got, err := b.interleave(ctx,
-		subject{name: "sendense", run: func(ctx context.Context) (float64, error) { return s.bootGuest(ctx, host) }},
+		subject{name: "sendense", run: func(ctx context.Context) (float64, error) {
+			command, whole, err := s.bootGuest(ctx, host)
+			commands = append(commands, command)
+			return whole, err
+		}},
 		subject{name: "local", run: func(ctx context.Context) (float64, error) {
 			seconds, err := timed(func() error { return errors.Join(local.Start(ctx), up(ctx, local)) })
 			return seconds, errors.Join(err, local.Destroy(ctx))
@@ -79,6 +84,10 @@ func (b *bench) guestBoot(ctx context.Context) (err error) {
 	for name := range got {
 		b.metric("guest-boot/"+name, got.median(name), "s")
 	}
+	command := median(commands)
+	b.metric("guest-boot-command/sendense", command, "ms")
+	b.add(row{figure: fmt.Sprintf("boot command until the machine runs, depth %d (%s)", guestDepth, accel), unit: "ms", own: command,
+		checks: []check{limit(command, 1000, "ms")}})
 	b.add(row{figure: fmt.Sprintf("guest boot from a session at depth %d until its agent answers (%s)", guestDepth, accel), unit: "s",
 		own: got.median("sendense"), plain: got.median("local"), checks: []check{atMost("a local image", got.ratio("sendense", "local"), 1.1)}})
 	return nil
@@ -104,13 +113,16 @@ func up(ctx context.Context, v *realguest.VM) error {
 	return v.WaitAgent(ctx)
 }
 
-// bootGuest times the command, and the guest until its agent answers.
-func (s *site) bootGuest(ctx context.Context, host *realguest.Host) (seconds float64, err error) {
+// bootGuest times the command, in milliseconds, and the guest until its agent
+// answers, in seconds.
+func (s *site) bootGuest(ctx context.Context, host *realguest.Host) (command, whole float64, err error) {
 	var x appliance.Session
-	seconds, err = timed(func() error {
-		if err := s.run(ctx, &x, "boot", string(vm), "latest", "--connect", host.URI()); err != nil {
+	whole, err = timed(func() error {
+		seconds, err := timed(func() error { return s.run(ctx, &x, "boot", string(vm), "latest", "--connect", host.URI()) })
+		if err != nil {
 			return err
 		}
+		command = seconds * 1000
 		v, err := host.Find(x.Machine.Name)
 		if err != nil {
 			return err
@@ -118,10 +130,9 @@ func (s *site) bootGuest(ctx context.Context, host *realguest.Host) (seconds flo
 		return errors.Join(up(ctx, v), v.Conn.Disconnect())
 	})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	s.b.metric("guest-boot-command/sendense", x.ReadySeconds*1000, "ms")
-	return seconds, s.run(ctx, nil, "session", "discard", x.ID)
+	return command, whole, s.run(ctx, nil, "session", "discard", x.ID)
 }
 
 // chainOf makes n points of a disk: a full with a share of the disk's clusters, and
