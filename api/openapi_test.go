@@ -81,7 +81,7 @@ var types = map[string]any{
 	"SessionSpec": appliance.SessionSpec{}, "MachineSpec": appliance.MachineSpec{}, "Session": appliance.Session{},
 	"SessionDisk": appliance.SessionDisk{}, "SessionMachine": appliance.SessionMachine{}, "SessionState": appliance.SessionState(""),
 	"SessionEnd": api.SessionEnd{}, "SessionResume": api.SessionResume{}, "SessionMigration": appliance.SessionMigration{},
-	"MigrateRequest": appliance.MigrateRequest{}, "CheckRequest": appliance.CheckRequest{}, "BootCheck": appliance.BootCheck{},
+	"MigrateRequest": appliance.MigrateRequest{}, "MigrateResult": appliance.MigrateResult{}, "CheckRequest": appliance.CheckRequest{}, "BootCheck": appliance.BootCheck{},
 	"Guest": instant.Guest{}, "GuestFileSystem": instant.GuestFileSystem{},
 	"Contents": appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},
 	"FileChange": appliance.FileChange{}, "FileVersion": appliance.FileVersion{}, "FileLine": api.FileLine{},
