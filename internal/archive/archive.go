@@ -15,7 +15,6 @@ import (
 	"io"
 	"io/fs"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -89,7 +88,7 @@ func IsReason(err error) bool {
 // Writer writes an archive.
 type Writer struct {
 	f     format
-	names names
+	names Names
 	err   error // what ended it
 }
 
@@ -109,7 +108,7 @@ type format interface {
 // New begins an archive.
 func New(w io.Writer, f Format) (*Writer, error) {
 	out := &output{w: w}
-	x := &Writer{names: names{tops: map[string]bool{}}}
+	x := &Writer{}
 	switch f {
 	case Tar:
 		x.f = &tarWriter{w: out}
@@ -130,7 +129,7 @@ func (x *Writer) Add(ctx context.Context, e *Entry, c Content) error {
 	if x.err != nil {
 		return x.err
 	}
-	if err := x.names.check(e); err != nil {
+	if err := x.names.Check(e); err != nil {
 		return x.refuse(e, err)
 	}
 	if err := x.f.check(e); err != nil {
@@ -144,12 +143,12 @@ func (x *Writer) Add(ctx context.Context, e *Entry, c Content) error {
 		x.err = fmt.Errorf("write %q: %w", e.Name, err)
 		return x.err
 	}
-	x.names.took(e)
+	x.names.Took(e)
 	return nil
 }
 
 func (x *Writer) refuse(e *Entry, err error) error {
-	x.names.refused(e)
+	x.names.Refused(e)
 	return &RefusedError{e.Name, err}
 }
 
@@ -220,82 +219,4 @@ func unixMode(m fs.FileMode) uint32 {
 		}
 	}
 	return mode
-}
-
-// names sees to it that an archive is a tree.
-type names struct {
-	tops  map[string]bool
-	stack []level // the directories that lead to the last entry, the topmost first
-	skip  string  // prefix of what is below a directory that is left out
-}
-
-// level is a directory that entries can still be added to.
-type level struct {
-	name string // its last name
-	last string // that of the last entry in it
-}
-
-// check reports what is wrong with the name of an entry.
-func (n *names) check(e *Entry) error {
-	parts := strings.Split(e.Name, "/")
-	if !valid(parts) {
-		return ErrName
-	}
-	if e.Link != "" && (e.Link == e.Name || !valid(strings.Split(e.Link, "/"))) {
-		return ErrTarget
-	}
-	up, last := parts[:len(parts)-1], parts[len(parts)-1]
-	switch {
-	case n.skip != "" && strings.HasPrefix(e.Name, n.skip), len(up) > len(n.stack):
-		return ErrParent
-	case len(up) == 0 && n.tops[last]:
-		return ErrOrder
-	case len(up) == 0:
-		return nil
-	}
-	for i, p := range up {
-		if n.stack[i].name != p {
-			return ErrParent
-		}
-	}
-	if last <= n.stack[len(up)-1].last {
-		return ErrOrder
-	}
-	return nil
-}
-
-// valid reports whether the parts of a path lead down and nowhere else.
-func valid(parts []string) bool {
-	for _, p := range parts {
-		if p == "" || p == "." || p == ".." || strings.Contains(p, "\x00") {
-			return false
-		}
-	}
-	return true
-}
-
-// took notes an entry that is in the archive.
-func (n *names) took(e *Entry) {
-	depth := strings.Count(e.Name, "/")
-	last := e.Name[strings.LastIndexByte(e.Name, '/')+1:]
-	switch {
-	case depth > 0:
-		n.stack[depth-1].last = last
-	case e.Mode.IsDir():
-		n.tops[last] = true
-	default:
-		n.tops[last] = true
-		return // it may stand between others
-	}
-	n.stack, n.skip = n.stack[:depth], ""
-	if e.Mode.IsDir() {
-		n.stack = append(n.stack, level{name: last})
-	}
-}
-
-// refused notes an entry that is not, so that nothing below it is.
-func (n *names) refused(e *Entry) {
-	if e.Mode.IsDir() && (n.skip == "" || !strings.HasPrefix(e.Name, n.skip)) {
-		n.skip = e.Name + "/"
-	}
 }

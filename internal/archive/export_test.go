@@ -4,7 +4,7 @@ import "io"
 
 // NewZipAt begins a zip that is written from offset at of a file.
 func NewZipAt(w io.Writer, at int64) *Writer {
-	return &Writer{f: newZip(&output{w: w, n: at}), names: names{tops: map[string]bool{}}}
+	return &Writer{f: newZip(&output{w: w, n: at})}
 }
 
 // ACLText returns the text of an access ACL.
