@@ -59,6 +59,14 @@ type Problem struct {
 	Detail string         `json:"detail"`
 	Code   appliance.Code `json:"code"`
 	Hint   string         `json:"hint,omitempty"`
+	// Guest says that something is wrong in the guest's own file systems, and that all
+	// else in the point can be read.
+	Guest bool `json:"guest,omitempty"`
+}
+
+// Err returns the problem as an error.
+func (p *Problem) Err() error {
+	return &appliance.Error{Code: p.Code, Msg: p.Detail, Hint: p.Hint, Guest: p.Guest}
 }
 
 // statuses maps each code of an error to its HTTP status.
@@ -212,7 +220,7 @@ func (s *server) problem(w http.ResponseWriter, r *http.Request, err error) {
 
 // newProblem returns e as a problem with a title.
 func newProblem(title string, e *appliance.Error) Problem {
-	return Problem{Type: "about:blank", Title: title, Status: statusOf(e), Detail: e.Error(), Code: e.Code, Hint: e.Hint}
+	return Problem{Type: "about:blank", Title: title, Status: statusOf(e), Detail: e.Error(), Code: e.Code, Hint: e.Hint, Guest: e.Guest}
 }
 
 // statusOf returns the HTTP status of an error: that of its code, unless HTTP has
@@ -224,6 +232,8 @@ func statusOf(e *appliance.Error) int {
 		return http.StatusRequestEntityTooLarge
 	case errors.Is(e, errMethod):
 		return http.StatusMethodNotAllowed
+	case errors.Is(e, errRange):
+		return http.StatusRequestedRangeNotSatisfiable
 	case status == 0:
 		return http.StatusInternalServerError
 	default:

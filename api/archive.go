@@ -14,6 +14,7 @@ const (
 	TrailerFiles   = "Sendense-Files"
 	TrailerBytes   = "Sendense-Bytes"
 	TrailerLeftOut = "Sendense-Left-Out"
+	TrailerSpecial = "Sendense-Special"
 	TrailerChanged = "Sendense-Changed"
 	TrailerRemarks = "Sendense-Remarks"
 )
@@ -47,7 +48,7 @@ func (s *server) archiveFiles(w http.ResponseWriter, r *http.Request) error {
 		h.Set("Content-Type", archiveTypes[req.Format])
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": x.Name()}))
-		for _, name := range []string{TrailerFiles, TrailerBytes, TrailerLeftOut, TrailerChanged, TrailerRemarks} {
+		for _, name := range []string{TrailerFiles, TrailerBytes, TrailerLeftOut, TrailerSpecial, TrailerChanged, TrailerRemarks} {
 			h.Add("Trailer", name)
 		}
 		w.WriteHeader(http.StatusOK)
@@ -67,7 +68,8 @@ func (s *server) archiveFiles(w http.ResponseWriter, r *http.Request) error {
 		_ = http.NewResponseController(w).Flush() // the connection ends either way
 		panic(http.ErrAbortHandler)
 	}
-	for name, n := range map[string]int64{TrailerFiles: sum.Files, TrailerBytes: sum.Bytes, TrailerLeftOut: sum.LeftOut, TrailerChanged: sum.Changed} {
+	for name, n := range map[string]int64{TrailerFiles: sum.Files, TrailerBytes: sum.Bytes, TrailerLeftOut: sum.LeftOut, TrailerSpecial: sum.Special,
+		TrailerChanged: sum.Changed} {
 		w.Header().Set(name, strconv.FormatInt(n, 10))
 	}
 	w.Header().Set(TrailerRemarks, sum.Remarks)

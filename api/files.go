@@ -5,13 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"mime"
 	"net/http"
 	"net/url"
-	"path"
 	"strconv"
-	"time"
 
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/internal/guestfs"
@@ -187,61 +183,4 @@ func (s *server) fileVersions(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return reply(w, http.StatusOK, nonNil(list))
-}
-
-func (s *server) fileContent(w http.ResponseWriter, r *http.Request) error {
-	req, err := filesRequest(r)
-	if err != nil {
-		return err
-	}
-	c, err := s.a.OpenFile(r.Context(), req)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	// What it is called and what it seems to be are the guest's business: a browser
-	// is not to show it.
-	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.Header().Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": path.Base(c.Info.Path)}))
-	http.ServeContent(w, r, "", time.Time{}, &contentReader{ctx: r.Context(), c: c})
-	return nil
-}
-
-// contentReader reads a file as a stream.
-type contentReader struct {
-	ctx context.Context
-	c   *appliance.Content
-	at  int64
-}
-
-func (c *contentReader) Read(p []byte) (int, error) {
-	n := min(int64(len(p)), c.c.Size()-c.at)
-	if n <= 0 {
-		return 0, io.EOF
-	}
-	if err := c.c.ReadAt(c.ctx, p[:n], c.at); err != nil {
-		return 0, err
-	}
-	c.at += n
-	return int(n), nil
-}
-
-// WriteTo implements io.WriterTo, in larger pieces than others would choose.
-func (c *contentReader) WriteTo(w io.Writer) (int64, error) {
-	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{c}, make([]byte, 1<<20))
-}
-
-func (c *contentReader) Seek(offset int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		offset += c.at
-	case io.SeekEnd:
-		offset += c.c.Size()
-	}
-	if offset < 0 {
-		return 0, errors.New("seek before the start")
-	}
-	c.at = offset
-	return offset, nil
 }

@@ -27,11 +27,15 @@ type ArchiveSummary struct {
 	Files   int64 `json:"files"` // also directories, links and whatever else
 	Bytes   int64 `json:"bytes"` // of content
 	LeftOut int64 `json:"left_out_files"`
+	Special int64 `json:"special_files"` // of those: devices, pipes and sockets, which there cannot be
 	Changed int64 `json:"changed_files"` // have another name than in the point, or lack attributes
 	// Remarks is the entry that names the files which were left out or changed, with
 	// the reasons. More of the kind are numbered.
 	Remarks string `json:"remarks,omitempty"`
 }
+
+// Incomplete reports whether something is left out that could have been there.
+func (s ArchiveSummary) Incomplete() bool { return s.LeftOut > s.Special }
 
 // Archive is one to be written.
 type Archive struct {
@@ -192,6 +196,7 @@ func (p *packer) refused(ctx context.Context, it *item, err error) error {
 	switch {
 	case errors.Is(err, archive.ErrType):
 		why = fmt.Sprintf("a %s cannot have it: %s", p.x.format, kind(it.Mode))
+		p.sum.Special++
 	case !archive.IsReason(refused.Err):
 		return p.leaveOut(ctx, fmt.Sprintf("%q", it.Name), refused.Err)
 	}

@@ -239,7 +239,7 @@ func filesError(p Point, path string, err error) error {
 	if isPath {
 		path = at.Path
 	}
-	e := &Error{Err: err, Hint: nearest(p, at)}
+	e := &Error{Err: err, Hint: nearest(p, at), Guest: guestfs.OwnFault(err)}
 	switch {
 	case err == nil:
 		return nil
@@ -271,7 +271,9 @@ func filesError(p Point, path string, err error) error {
 		e.Code, e.Msg = CodeCorrupt, sentence(err.Error())
 		e.Hint = "What is on the disk may be damaged or hostile. Other points and exports are not affected."
 	default:
-		return userError(err)
+		other := *AsError(userError(err))
+		other.Guest = e.Guest
+		return &other
 	}
 	return e
 }

@@ -33,6 +33,9 @@ type Error struct {
 	Msg  string // a sentence: what is wrong
 	Hint string // a sentence: what to do about it
 	Err  error  // the cause, may be nil
+	// Guest says that something is wrong in the guest's own file systems: the point is
+	// what the guest had, and all else in it can be read.
+	Guest bool
 }
 
 // Error returns the sentence and, where the sentence alone would hide it, the

@@ -3,7 +3,6 @@ package appliance
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -11,7 +10,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/internal/guestfs"
 )
 
@@ -30,27 +28,35 @@ type FilesRequest struct {
 
 // File is what is known of a file, directory or whatever else has a name.
 type File struct {
-	Name      string            `json:"name"`                 // or a path from where a search began
-	NameBytes []byte            `json:"name_bytes,omitempty"` // the name, if it is not UTF-8
-	Path      string            `json:"path,omitempty"`       // where it is, links resolved
-	Type      string            `json:"type"`                 // file, dir, link, pipe, socket, block, char; "" if it cannot be told
-	Mode      string            `json:"mode"`                 // octal, as chmod takes it
-	UID       uint32            `json:"uid"`
-	GID       uint32            `json:"gid"`
-	Links     uint32            `json:"links"`
-	Size      int64             `json:"size"`
-	Allocated int64             `json:"allocated"`
-	Modified  time.Time         `json:"modified,omitzero"`
-	Changed   time.Time         `json:"changed,omitzero"`
-	Created   time.Time         `json:"created,omitzero"`
-	Target    string            `json:"target,omitempty"` // of a link
-	Major     uint32            `json:"major,omitempty"`
-	Minor     uint32            `json:"minor,omitempty"`
-	Flags     []string          `json:"flags,omitempty"`
-	Xattrs    map[string][]byte `json:"xattrs,omitempty"`
+	Name      string    `json:"name"`                 // or a path from where a search began
+	NameBytes []byte    `json:"name_bytes,omitempty"` // the name, if it is not UTF-8
+	Path      string    `json:"path,omitempty"`       // where it is, links resolved
+	PathBytes []byte    `json:"path_bytes,omitempty"` // the same, if it is not UTF-8
+	Type      string    `json:"type"`                 // file, dir, link, pipe, socket, block, char; "" if it cannot be told
+	Mode      string    `json:"mode"`                 // octal, as chmod takes it
+	UID       uint32    `json:"uid"`
+	GID       uint32    `json:"gid"`
+	Links     uint32    `json:"links"`
+	Size      int64     `json:"size"`
+	Allocated int64     `json:"allocated"`
+	Modified  time.Time `json:"modified,omitzero"`
+	Changed   time.Time `json:"changed,omitzero"`
+	Created   time.Time `json:"created,omitzero"`
+	Target    string    `json:"target,omitempty"` // of a link
+	// TargetBytes is the target, if it is not UTF-8.
+	TargetBytes []byte            `json:"target_bytes,omitempty"`
+	Major       uint32            `json:"major,omitempty"`
+	Minor       uint32            `json:"minor,omitempty"`
+	Flags       []string          `json:"flags,omitempty"`
+	Xattrs      map[string][]byte `json:"xattrs,omitempty"`
 	// Inode tells hard links of one file apart from files, within a point.
 	Inode string `json:"inode,omitempty"`
 	Error string `json:"error,omitempty"` // why it, or what is in it, cannot be read
+	// XattrsError is why its extended attributes cannot be read.
+	XattrsError string `json:"xattrs_error,omitempty"`
+	// Lost says that what cannot be read is not as the guest had it: the repository
+	// does not yield it.
+	Lost bool `json:"lost,omitempty"`
 }
 
 var types = map[fs.FileMode]string{
@@ -69,13 +75,28 @@ func newFile(e guestfs.Entry) File {
 	f := File{Name: e.Name, Type: types[a.Mode.Type()], Mode: fmt.Sprintf("%04o", mode), UID: a.UID, GID: a.GID, Links: a.Links, Size: a.Size,
 		Allocated: a.Allocated, Modified: tellable(a.Modified), Changed: tellable(a.Changed), Created: tellable(a.Created), Major: a.Major, Minor: a.Minor, Flags: a.Flags,
 		Inode: fmt.Sprintf("%d:%d", e.Node.FS, e.Node.ID)}
-	if !utf8.ValidString(e.Name) {
-		f.NameBytes = []byte(e.Name)
-	}
+	f.NameBytes = notText(e.Name)
 	if e.Err != nil {
-		f.Error = e.Err.Error()
+		f.Error, f.Lost = e.Err.Error(), !guestfs.OwnFault(e.Err)
 	}
 	return f
+}
+
+// newPlace is newFile for what a path leads to, which is its name.
+func newPlace(e guestfs.Entry) File {
+	where := e.Name
+	e.Name = path.Base(where)
+	f := newFile(e)
+	f.Path, f.PathBytes = where, notText(where)
+	return f
+}
+
+// notText returns a name as bytes if it is not UTF-8, which JSON would change.
+func notText(name string) []byte {
+	if utf8.ValidString(name) {
+		return nil
+	}
+	return []byte(name)
 }
 
 // tellable returns the nearest time that RFC 3339 has in every time zone: anybody
@@ -100,6 +121,24 @@ func (f *File) RawName() string {
 	}
 	return f.Name
 }
+
+// RawPath returns the path as the guest has it.
+func (f *File) RawPath() string {
+	if f.PathBytes != nil {
+		return string(f.PathBytes)
+	}
+	return f.Path
+}
+
+// RawTarget returns the target of a link as the guest has it.
+func (f *File) RawTarget() string {
+	if f.TargetBytes != nil {
+		return string(f.TargetBytes)
+	}
+	return f.Target
+}
+
+func (f *File) setTarget(target string) { f.Target, f.TargetBytes = target, notText(target) }
 
 // Visible writes a name that a guest chose so that it cannot do anything to a
 // terminal: quoted, if it has something in it that cannot be seen.
@@ -181,8 +220,7 @@ func (a *Appliance) Stat(ctx context.Context, r FilesRequest, follow bool) (File
 		return File{}, err
 	}
 	defer b.close()
-	f := newFile(b.entry)
-	f.Name, f.Path = path.Base(b.entry.Name), b.entry.Name
+	f := newPlace(b.entry)
 	if err := b.complete(ctx, &f, b.entry, true); err != nil {
 		return f, b.error(err)
 	}
@@ -190,16 +228,23 @@ func (a *Appliance) Stat(ctx context.Context, r FilesRequest, follow bool) (File
 }
 
 // complete adds what takes further questions: the target of a link, and extended
-// attributes if they are wanted.
+// attributes if they are wanted. A file whose own cannot be read goes without.
 func (b *browsed) complete(ctx context.Context, f *File, e guestfs.Entry, xattrs bool) error {
-	var err error
 	if f.Type == "link" {
-		f.Target, err = b.guest.Readlink(ctx, e.Node)
+		target, err := b.guest.Readlink(ctx, e.Node)
+		if err != nil {
+			return err
+		}
+		f.setTarget(target)
 	}
-	if !xattrs || err != nil {
-		return err
+	if !xattrs {
+		return nil
 	}
 	list, err := b.guest.Xattrs(ctx, e.Node)
+	if guestfs.OwnFault(err) {
+		f.XattrsError = err.Error()
+		return nil
+	}
 	f.setXattrs(list)
 	return err
 }
@@ -222,8 +267,7 @@ func (a *Appliance) List(ctx context.Context, r FilesRequest, yield func(File) e
 		return err
 	}
 	defer b.close()
-	top := newFile(b.entry)
-	top.Name, top.Path = path.Base(b.entry.Name), b.entry.Name
+	top := newPlace(b.entry)
 	if err := yield(top); err != nil || top.Type != "dir" {
 		return err
 	}
@@ -231,7 +275,7 @@ func (a *Appliance) List(ctx context.Context, r FilesRequest, yield func(File) e
 	err = b.guest.ReadDir(ctx, b.entry.Node, func(e guestfs.Entry) bool {
 		f := newFile(e)
 		if err := b.complete(ctx, &f, e, false); err != nil {
-			f.Error = err.Error()
+			f.Error, f.Lost = err.Error(), !guestfs.OwnFault(err)
 		}
 		stopped = yield(f)
 		return stopped == nil
@@ -264,10 +308,10 @@ func (a *Appliance) Find(ctx context.Context, r FindRequest, yield func(File) er
 	var stopped error
 	err = b.guest.WalkFull(ctx, b.entry.Node, r.Match, guestfs.Wanted{Xattrs: r.Xattrs}, func(e guestfs.FullEntry) error {
 		f := newFile(e.Entry)
-		f.Target = e.Target
+		f.setTarget(e.Target)
 		f.setXattrs(e.Xattrs)
-		if e.XattrsErr != nil && f.Error == "" {
-			f.Error = e.XattrsErr.Error()
+		if e.XattrsErr != nil {
+			f.XattrsError, f.Lost = e.XattrsErr.Error(), f.Lost || !guestfs.OwnFault(e.XattrsErr)
 		}
 		stopped = yield(f)
 		return stopped
@@ -281,12 +325,20 @@ func (a *Appliance) Find(ctx context.Context, r FindRequest, yield func(File) er
 // Content is the content of a file.
 type Content struct {
 	*guestfs.File
-	Info  File
-	close func()
+	Info File
+	b    *browsed
 }
 
 // Close gives the point back.
-func (c *Content) Close() { c.close() }
+func (c *Content) Close() { c.b.close() }
+
+// ReadAt implements block.Device.
+func (c *Content) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := c.File.ReadAt(ctx, p, off); err != nil {
+		return c.b.error(err)
+	}
+	return nil
+}
 
 // OpenFile opens a regular file. Links are followed.
 func (a *Appliance) OpenFile(ctx context.Context, r FilesRequest) (*Content, error) {
@@ -305,155 +357,5 @@ func (a *Appliance) OpenFile(ctx context.Context, r FilesRequest) (*Content, err
 		defer b.close()
 		return nil, b.error(err)
 	}
-	info := newFile(b.entry)
-	info.Name, info.Path = path.Base(b.entry.Name), b.entry.Name
-	return &Content{f, info, b.close}, nil
-}
-
-// FileChange is what differs between two points.
-type FileChange struct {
-	Path  string       `json:"path"`
-	What  guestfs.What `json:"what"` // added, removed, changed, attributes, unreadable
-	Old   *File        `json:"old,omitempty"`
-	New   *File        `json:"new,omitempty"`
-	Error string       `json:"error,omitempty"`
-}
-
-// Diff calls yield for each path at or below r.Path that differs between r.Point
-// and a newer point. Where both are in one chain, only what lies where the disks
-// changed is read.
-func (a *Appliance) Diff(ctx context.Context, r FilesRequest, newer string, yield func(FileChange) error) error {
-	_, from, err := a.Point(ctx, r.VM, r.Point)
-	if err != nil {
-		return err
-	}
-	_, to, err := a.Point(ctx, r.VM, newer)
-	if err != nil {
-		return err
-	}
-	oldDisks, oldList, err := a.openDisks(ctx, from, r.Verified)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = closeAll(oldDisks) }() // they were only read
-	newDisks, newList, err := a.openDisks(ctx, to, r.Verified)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = closeAll(newDisks) }()
-	opts, err := a.guestOptions(r.Keyring)
-	if err != nil {
-		return err
-	}
-	older, after, err := guestfs.OpenTwo(ctx, oldList, newList, opts)
-	if err != nil {
-		return filesError(to, "", err)
-	}
-	defer older.Close()
-	where := r.Path
-	if where == "" && after.HasRoot() && older.HasRoot() {
-		where = "/"
-	}
-	x, err := older.Resolve(ctx, where, false)
-	if err != nil {
-		return filesError(from, where, err)
-	}
-	y, err := after.Resolve(ctx, where, false)
-	if err != nil {
-		return filesError(to, where, err)
-	}
-	var stopped error
-	err = guestfs.Diff(ctx, older, x.Node, after, y.Node, changedDisks(ctx, from, newList), func(c guestfs.Change) error {
-		stopped = yield(newChange(c))
-		return stopped
-	})
-	if stopped != nil {
-		return stopped
-	}
-	return filesError(to, where, err)
-}
-
-func newChange(c guestfs.Change) FileChange {
-	f := FileChange{Path: c.Path, What: c.What, Error: c.Err}
-	if c.What != guestfs.Added {
-		x := newFile(guestfs.Entry{Name: path.Base(c.Path), Attr: c.Old})
-		x.Inode, f.Old = "", &x
-	}
-	if c.What != guestfs.Removed {
-		x := newFile(guestfs.Entry{Name: path.Base(c.Path), Attr: c.New})
-		x.Inode, f.New = "", &x
-	}
-	return f
-}
-
-// changedDisks returns what differs from an older point on each disk that knows;
-// the others are compared as a whole.
-func changedDisks(ctx context.Context, from Point, disks []guestfs.Disk) guestfs.Dirty {
-	dirty := guestfs.Dirty{}
-	for _, d := range disks {
-		c, ok := d.Device.(block.Changer)
-		if !ok {
-			continue
-		}
-		list, err := c.Changed(ctx, string(from.ID), 0, d.Device.Size())
-		if err == nil {
-			dirty[d.Index] = list
-		}
-	}
-	return dirty
-}
-
-// FileVersion is a file as it is in some points.
-type FileVersion struct {
-	Points []string `json:"points"` // oldest first
-	File   *File    `json:"file"`   // nil: it was not there
-	Error  string   `json:"error,omitempty"`
-}
-
-// Versions tells what a path was in each point of a machine, oldest first. Points
-// that follow each other and have the same are told together. It is an error if
-// there is nothing at the path in any of them. r.Point is not regarded.
-func (a *Appliance) Versions(ctx context.Context, r FilesRequest) ([]FileVersion, error) {
-	points, err := a.Points(ctx, r.VM)
-	if err != nil {
-		return nil, err
-	}
-	var list []FileVersion
-	var last error
-	found := false
-	for _, p := range points {
-		v := FileVersion{Points: []string{string(p.ID)}}
-		r.Point = string(p.ID)
-		f, err := a.Stat(ctx, r, false)
-		last = err
-		switch {
-		case err == nil:
-			v.File, found = &f, true
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case isLocked(err) && r.Keyring != "":
-			return nil, err // others would take as long to say the same
-		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, guestfs.ErrNotDir):
-			v.Error = err.Error()
-		}
-		if n := len(list); n > 0 && sameVersion(list[n-1], v) {
-			list[n-1].Points = append(list[n-1].Points, v.Points...)
-			continue
-		}
-		list = append(list, v)
-	}
-	if !found {
-		return nil, last
-	}
-	return list, nil
-}
-
-// sameVersion reports that two versions are one, as far as times tell.
-func sameVersion(a, b FileVersion) bool {
-	if a.Error != "" || b.Error != "" || a.File == nil || b.File == nil {
-		return a.Error == b.Error && a.File == nil && b.File == nil
-	}
-	x, y := a.File, b.File
-	return x.Type == y.Type && x.Mode == y.Mode && x.UID == y.UID && x.GID == y.GID && x.Size == y.Size && x.Target == y.Target &&
-		x.Modified.Equal(y.Modified) && x.Changed.Equal(y.Changed)
+	return &Content{f, newPlace(b.entry), b}, nil
 }

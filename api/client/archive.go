@@ -66,7 +66,7 @@ func (s *source) Read(p []byte) (int, error) {
 // summary reads what an archive ends with. It is there if all of the archive is.
 func summary(t http.Header) (sum appliance.ArchiveSummary, err error) {
 	for name, to := range map[string]*int64{api.TrailerFiles: &sum.Files, api.TrailerBytes: &sum.Bytes, api.TrailerLeftOut: &sum.LeftOut,
-		api.TrailerChanged: &sum.Changed} {
+		api.TrailerSpecial: &sum.Special, api.TrailerChanged: &sum.Changed} {
 		if *to, err = strconv.ParseInt(t.Get(name), 10, 64); err != nil {
 			return sum, fmt.Errorf("trailer %s: %w", name, err)
 		}

@@ -111,7 +111,7 @@ func readProblem(r io.Reader, did string) error {
 	if err := json.NewDecoder(r).Decode(&p); err != nil || p.Code == "" {
 		return &appliance.Error{Code: appliance.CodeInternal, Msg: fmt.Sprintf("The control plane %s.", did), Hint: "See its log."}
 	}
-	return &appliance.Error{Code: p.Code, Msg: p.Detail, Hint: p.Hint}
+	return p.Err()
 }
 
 // call makes a request and decodes the answer into out, unless that is nil.

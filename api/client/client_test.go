@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -193,7 +194,7 @@ func pretend(t *testing.T, answer func(*bufio.ReadWriter)) *client.Client {
 
 func TestAnArchiveIsWholeOrAnError(t *testing.T) {
 	const head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-tar\r\nTransfer-Encoding: chunked\r\n\r\n"
-	const trailers = "Sendense-Files: 1\r\nSendense-Bytes: 2\r\nSendense-Left-Out: 3\r\nSendense-Changed: 4\r\nSendense-Remarks: x\r\n"
+	const trailers = "Sendense-Files: 1\r\nSendense-Bytes: 2\r\nSendense-Left-Out: 3\r\nSendense-Special: 5\r\nSendense-Changed: 4\r\nSendense-Remarks: x\r\n"
 	for _, test := range []struct {
 		name, answer string
 		code         appliance.Code
@@ -209,7 +210,7 @@ func TestAnArchiveIsWholeOrAnError(t *testing.T) {
 			c := pretend(t, func(rw *bufio.ReadWriter) { rw.WriteString(test.answer) })
 			var got bytes.Buffer
 			sum, err := c.Archive(t.Context(), appliance.ArchiveRequest{VM: "web1", Point: "latest"}, &got)
-			if code(err) != test.code || err == nil && (got.String() != "hello" || sum != appliance.ArchiveSummary{Files: 1, Bytes: 2, LeftOut: 3, Changed: 4, Remarks: "x"}) {
+			if code(err) != test.code || err == nil && (got.String() != "hello" || sum != appliance.ArchiveSummary{Files: 1, Bytes: 2, LeftOut: 3, Special: 5, Changed: 4, Remarks: "x"}) {
 				t.Errorf("got %q, %+v, %v, want code %q", got.String(), sum, err, test.code)
 			}
 		})
@@ -222,6 +223,57 @@ func TestAnArchiveIsWholeOrAnError(t *testing.T) {
 	c := pretend(t, func(rw *bufio.ReadWriter) { rw.WriteString(head + "5\r\nhello\r\n0\r\n" + trailers + "\r\n") })
 	if _, err := c.Archive(t.Context(), appliance.ArchiveRequest{}, full); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("to a full disk: got %v, want that nothing is free", err)
+	}
+}
+
+func TestContentIsWholeOrSaysWhyNot(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
+	problem := func(code string) string {
+		body := fmt.Sprintf(`{"code":%q,"detail":"So it is.","hint":"Do.","guest":true}`, code)
+		return fmt.Sprintf("HTTP/1.1 422 No\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	}
+	for _, test := range []struct {
+		name    string
+		answers []string
+		code    appliance.Code
+		guest   bool
+	}{
+		{"all of it", []string{head + "helloworld"}, "", false},
+		{"a part, the rest being damaged", []string{head + "hello", problem("corrupt")}, appliance.CodeCorrupt, true},
+		{"a part, the rest being there", []string{head + "hello", "HTTP/1.1 206 Partial\r\nContent-Length: 5\r\n\r\nworld"}, appliance.CodeInterrupted, false},
+		{"a part, the server being gone", []string{head + "hello"}, appliance.CodeInterrupted, false},
+		{"nothing", []string{problem("denied")}, appliance.CodeDenied, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			left := test.answers
+			c := pretend(t, func(rw *bufio.ReadWriter) {
+				if len(left) > 0 {
+					rw.WriteString(left[0])
+					left = left[1:]
+				}
+			})
+			var got []byte
+			body, n, err := c.ReadFile(t.Context(), appliance.FilesRequest{VM: "web1", Point: "latest", Path: "/x"})
+			if err == nil {
+				got, err = io.ReadAll(body)
+				body.Close()
+			}
+			var e *appliance.Error
+			if errors.As(err, &e) && e.Guest != test.guest || code(err) != test.code || err == nil && (n != 10 || string(got) != "helloworld") {
+				t.Errorf("got %q of %d, %v, want code %q", got, n, err, test.code)
+			}
+		})
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	c := pretend(t, func(rw *bufio.ReadWriter) { rw.WriteString(head + "hello") })
+	body, _, err := c.ReadFile(gone, appliance.FilesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	cancel()
+	if _, err := io.ReadAll(body); !errors.Is(err, context.Canceled) {
+		t.Errorf("what nobody waits for: got %v, want that it was cancelled", err)
 	}
 }
 

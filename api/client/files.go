@@ -5,8 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"net/url"
 	"strconv"
 
@@ -15,6 +13,10 @@ import (
 )
 
 func filesPath(r appliance.FilesRequest, what string, more url.Values) string {
+	return vmPath(r.VM) + "/points/" + url.PathEscape(r.Point) + what + "?" + filesQuery(r, more)
+}
+
+func filesQuery(r appliance.FilesRequest, more url.Values) string {
 	q := url.Values{"path": {r.Path}}
 	if r.Verified {
 		q.Set("verified", "true")
@@ -22,7 +24,7 @@ func filesPath(r appliance.FilesRequest, what string, more url.Values) string {
 	for k, v := range more {
 		q[k] = v
 	}
-	return vmPath(r.VM) + "/points/" + url.PathEscape(r.Point) + what + "?" + q.Encode()
+	return q.Encode()
 }
 
 // Contents tells what runs on a machine, and what file systems it has. It does not
@@ -71,31 +73,7 @@ func (c *Client) Diff(ctx context.Context, r appliance.FilesRequest, newer strin
 // Versions tells what a path was in each point of a machine. It does not regard the
 // point.
 func (c *Client) Versions(ctx context.Context, r appliance.FilesRequest) ([]appliance.FileVersion, error) {
-	return getWith[[]appliance.FileVersion](ctx, c, r.Keyring, "GET", vmPath(r.VM)+"/versions?"+url.Values{"path": {r.Path}}.Encode(), nil)
-}
-
-// ReadFile returns the content of a file from off on, and how much that is. The
-// caller closes it.
-func (c *Client) ReadFile(ctx context.Context, r appliance.FilesRequest, off int64) (io.ReadCloser, int64, error) {
-	req, err := http.NewRequestWithContext(ctx, "GET", "http://control"+filesPath(r, "/files/content", nil), nil)
-	if err != nil {
-		return nil, 0, err
-	}
-	if r.Keyring != "" {
-		req.Header.Set(api.KeyringHeader, r.Keyring)
-	}
-	if off > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", off))
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, 0, c.unreachable(ctx, err)
-	}
-	if resp.StatusCode >= 300 {
-		defer resp.Body.Close()
-		return nil, 0, decodeProblem(resp)
-	}
-	return resp.Body, resp.ContentLength, nil
+	return getWith[[]appliance.FileVersion](ctx, c, r.Keyring, "GET", vmPath(r.VM)+"/versions?"+filesQuery(r, nil), nil)
 }
 
 // Places calls take for each place of a file's content, in order. What the places
@@ -128,7 +106,7 @@ func (c *Client) lines(ctx context.Context, keyring, path string, take func(api.
 		case l.Done:
 			return nil
 		case l.Problem != nil:
-			return &appliance.Error{Code: l.Problem.Code, Msg: l.Problem.Detail, Hint: l.Problem.Hint}
+			return l.Problem.Err()
 		}
 		if err := take(l); err != nil {
 			return err

@@ -2,7 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,23 +29,38 @@ func (s service) archive(c *cobra.Command, keys *passphrases, r appliance.Archiv
 		r.Keyring = keyring
 		sum, err := conn.Archive(c.Context(), r, c.OutOrStdout())
 		if err != nil {
-			return err
+			return writing(c.Context(), strings.Join(r.Paths, " "), err)
 		}
 		w := c.ErrOrStderr()
 		if s.JSON {
-			return json.NewEncoder(w).Encode(sum)
+			err = json.NewEncoder(w).Encode(sum)
+		} else {
+			tellSummary(w, sum)
 		}
-		fmt.Fprintf(w, "copied %d files, %s", sum.Files, cli.Size(sum.Bytes))
-		if sum.LeftOut > 0 {
-			fmt.Fprintf(w, "; left out %d", sum.LeftOut)
-		}
-		if sum.Changed > 0 {
-			fmt.Fprintf(w, "; changed %d", sum.Changed)
-		}
-		if sum.Remarks != "" {
-			fmt.Fprintf(w, "; see %s in the archive", sum.Remarks)
-		}
-		fmt.Fprintln(w)
-		return nil
+		return errors.Join(err, foundIf(sum.Incomplete()))
 	})
+}
+
+// tellSummary tells what was copied.
+func tellSummary(w io.Writer, sum appliance.ArchiveSummary) {
+	fmt.Fprintf(w, "copied %d files, %s", sum.Files, cli.Size(sum.Bytes))
+	if sum.LeftOut > 0 {
+		fmt.Fprintf(w, "; left out %d", sum.LeftOut)
+	}
+	if sum.Changed > 0 {
+		fmt.Fprintf(w, "; changed %d", sum.Changed)
+	}
+	if sum.Remarks != "" {
+		fmt.Fprintf(w, "; see %s in the archive", sum.Remarks)
+	}
+	fmt.Fprintln(w)
+}
+
+// foundIf is the error of a command that has told of what it could not read, if
+// there was such.
+func foundIf(incomplete bool) error {
+	if incomplete {
+		return cli.ErrFound
+	}
+	return nil
 }

@@ -140,13 +140,20 @@ func TestWhatTheRepositoryLostIsNotLeftOut(t *testing.T) {
 }
 
 // request asks the control plane for something, by a connection that is closed
-// with the answer's body.
-func request(t *testing.T, s *clitest.Site, path string) *http.Response {
+// with the answer's body. Headers are names and values.
+func request(t *testing.T, s *clitest.Site, path string, headers ...string) *http.Response {
 	t.Helper()
 	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(s.Run, "control.sock"))
 	}}
-	resp, err := (&http.Client{Transport: tr}).Get("http://control" + path)
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://control"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := (&http.Client{Transport: tr}).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

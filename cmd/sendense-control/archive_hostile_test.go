@@ -25,12 +25,12 @@ func hostile(t *testing.T, dir, outside string) {
 	for _, name := range []string{
 		`h/..\..\owned`, `h/C:`, `h/C:\owned`, `h/\\server\owned`, "h/new\nline", "h/escape\x1b[2Jscreen", "h/latin-\xe9", "h/-rf", "h/--to-command=touch owned",
 		"h/same", "h/same\x01", "h/.\x01./.\x01./.\x01./owned", "h/back\\slash", "h/back\uf05cslash", `h/\..\..\..\..\owned`, "h/sendense-remarks.txt",
-		"h/under@1/..@owned", "h/under@1/good", "h/behind@2/owned", "h/before@1/owned", "h/aaa@2/owned", "h/zzz", "h/link-to-dir.d/file", "h/C:.d/file",
+		"h/under@1/..@owned", "h/under@1/good", "h/behind@2/owned", "h/before@1/owned", "h/aaa@2/owned", "h/a-side@2/owned", "h/zzz", "h/link-to-dir.d/file", "h/C:.d/file",
 	} {
 		put(t, strings.ReplaceAll(name, "@", "#"), dir, name)
 	}
 	for name, to := range map[string]string{
-		"h/absolute": outside + "/owned", "h/relative": up + "/owned", "h/behind@1": outside, "h/before@2": outside, "h/aaa@1": up, "h/link-to-dir": "link-to-dir.d",
+		"h/absolute": outside + "/owned", "h/relative": up + "/owned", "h/behind@1": outside, "h/before@2": outside, "h/aaa@1": up, "h/a-side@1": "../beside", "h/link-to-dir": "link-to-dir.d",
 		"h/same\x02": outside, "h/dots": "../../..", "h/itself": "itself", "h/home": "~/../" + up, "h/C:\\link": outside,
 	} {
 		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
@@ -57,7 +57,7 @@ func patch(t *testing.T, image string) {
 		t.Fatal(err)
 	}
 	for from, to := range map[string]string{"behind@1": "behind@@", "behind@2": "behind@@", "before@1": "before@@", "before@2": "before@@",
-		"aaa@1": "aaa@@", "aaa@2": "aaa@@", "..@owned": "../owned"} {
+		"aaa@1": "aaa@@", "aaa@2": "aaa@@", "a-side@1": "a-side@@", "a-side@2": "a-side@@", "..@owned": "../owned"} {
 		if n := bytes.Count(b, []byte(from)); n != 1 {
 			t.Fatalf("%q is in the image %d times, want once", from, n)
 		}
@@ -68,21 +68,54 @@ func patch(t *testing.T, image string) {
 	}
 }
 
-func TestNothingInAPointMakesAnArchiveLeadOutside(t *testing.T) {
+// hostileSite is a site with a point of such a disk. What is copied or extracted is
+// to lie some directories below a folder that is watched.
+func hostileSite(t *testing.T) (s *clitest.Site, watched string) {
+	t.Helper()
 	requires.Root(t) // whom tools stop least
 	if err := otherPrograms(); err != nil {
 		t.Fatal(err)
 	}
-	// What is extracted lies some directories below a folder that is watched.
-	watched := t.TempDir()
+	watched = t.TempDir()
 	outside := filepath.Join(watched, "outside")
 	put(t, "untouched", outside, "untouched")
 	dir := t.TempDir()
 	hostile(t, dir, outside)
-	s := clitest.NewSite(t, filepath.Dir(program))
+	s = clitest.NewSite(t, filepath.Dir(program))
 	disk := fstest.Make(t, 64<<20, "mkfs.ext4", "-q", "-O", "^metadata_csum,^dir_index,^has_journal", "-d", dir)
 	patch(t, disk)
 	s.Good(s.Backup(s.Alone(), disk))
+	return s, watched
+}
+
+func TestNothingInAPointMakesACopyLeadOutside(t *testing.T) {
+	s, watched := hostileSite(t)
+	in := filepath.Join(watched, "a", "b", "c")
+	put(t, "untouched", in, "beside", "untouched")
+	if err := os.Mkdir(filepath.Join(in, "h"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before := listed(t, watched, filepath.Join(in, "h"))
+	r := s.Control(s.Alone(), "cp web1 latest /h "+in)
+	if after := listed(t, watched, filepath.Join(in, "h")); !slices.Equal(before, after) {
+		t.Errorf("beside the copy: got %q, want %q\n%s", after, before, r.Stderr)
+	}
+	// What is harmless is there.
+	for name, want := range map[string]string{"link-to-dir.d/file": "h/link-to-dir.d/file", "zzz": "h/zzz", "before@@/owned": "h/before#1/owned", "zlink": "h/behind#2/owned"} {
+		if got, err := os.ReadFile(filepath.Join(in, "h", name)); string(got) != want {
+			t.Errorf("%s: got %q, %v", name, got, err)
+		}
+	}
+	for _, want := range []string{`behind@@ is left out: something else`, `behind@@/owned is left out: the directory`, `a-side@@ is left out: something else`,
+		`before@@ is left out: something else`, `some or all of what is in h/under@1 is left out: `, `pipe is left out: it is of type pipe`} {
+		if r.Code != 5 || !strings.Contains(r.Stderr, want) {
+			t.Errorf("got exit code %d, %s, want 5 and %q", r.Code, r.Stderr, want)
+		}
+	}
+}
+
+func TestNothingInAPointMakesAnArchiveLeadOutside(t *testing.T) {
+	s, watched := hostileSite(t)
 	for _, x := range []struct {
 		format  string
 		argv    []string
@@ -97,8 +130,8 @@ func TestNothingInAPointMakesAnArchiveLeadOutside(t *testing.T) {
 		t.Run(x.format+" with "+strings.Join(x.argv, " "), func(t *testing.T) {
 			requires.Tool(t, x.argv[0])
 			path, r := archived(t, s, s.Alone(), "cp --format "+x.format+" web1 latest /h -")
-			if r.Code != 0 {
-				t.Fatalf("cp: %s", r.Stderr)
+			if r.Code != 5 {
+				t.Fatalf("cp: got exit code %d, want 5 for what is left out: %s", r.Code, r.Stderr)
 			}
 			in := filepath.Join(watched, "a", "b", "c")
 			if err := os.MkdirAll(in, 0o700); err != nil {

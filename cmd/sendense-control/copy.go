@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,13 +11,12 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/internal/archive"
 	"github.com/sendense/sendense/internal/cli"
 	"github.com/sendense/sendense/internal/host"
 )
@@ -32,8 +32,9 @@ func (s service) cp() *cobra.Command {
 	c := &cobra.Command{Use: "cp VM POINT PATH… DEST", Short: "Copy files out of a point, or make an archive of them", Args: cli.Args(4, 1<<10),
 		Long: "Cp copies files and directories of a point to a place here, with modes, times, hard\n" +
 			"links, holes, and, as far as this user may, owners and extended attributes. Links are\n" +
-			"copied as links. Devices, pipes and sockets are left out, and named. Nothing outside\n" +
-			"of DEST is touched, whatever is in the point.\n\n" + aboutArchives + "\n\n" + aboutPaths,
+			"copied as links. Devices, pipes and sockets are left out, and named. Files are replaced\n" +
+			"when the new ones are whole. Nothing outside of DEST is touched, whatever is in the\n" +
+			"point. What cannot be read is left out and named, and the exit code is 5.\n\n" + aboutArchives + "\n\n" + aboutPaths,
 		RunE: func(c *cobra.Command, args []string) error {
 			paths, dest := args[2:len(args)-1], args[len(args)-1]
 			if dest == "-" {
@@ -48,13 +49,7 @@ func (s service) cp() *cobra.Command {
 				if err := x.copyAll(r, paths, dest); err != nil {
 					return err
 				}
-				return s.Print(c, x.sum, func(w io.Writer) {
-					fmt.Fprintf(w, "copied %d files, %s", x.sum.Files, cli.Size(x.sum.Bytes))
-					if n := len(x.sum.LeftOut); n > 0 {
-						fmt.Fprintf(w, "; left out %d", n)
-					}
-					fmt.Fprintln(w)
-				})
+				return errors.Join(s.Print(c, x.sum, func(w io.Writer) { tellSummary(w, x.sum.ArchiveSummary) }), foundIf(x.sum.Incomplete()))
 			})
 		}}
 	c.Flags().BoolVar(&verified, "verified", false, "compare what is read with its digests")
@@ -63,58 +58,74 @@ func (s service) cp() *cobra.Command {
 	return c
 }
 
-// copied is what cp says it did.
+// copied is what cp says it did. What is changed lacks extended attributes.
 type copied struct {
-	Files   int      `json:"files"` // also directories and links
-	Bytes   int64    `json:"bytes"`
-	LeftOut []string `json:"left_out,omitempty"` // with the reason
+	appliance.ArchiveSummary
+	Reasons []string `json:"left_out,omitempty"` // of each file that is left out
 }
 
 // copier copies one tree after another.
 type copier struct {
-	ctx   context.Context
-	conn  *host.Connection
-	warn  io.Writer
-	sum   copied
-	root  *os.Root          // nothing outside of it is touched
-	base  string            // name in root of what is copied
-	first map[string]string // name in root by inode, of files with several links
-	dirs  []appliance.File  // to get their modes and times when they are full
+	ctx  context.Context
+	conn *host.Connection
+	warn io.Writer
+	sum  copied
+	made made // what is at the top
+
+	// Of one tree:
+	from   appliance.FilesRequest
+	root   *os.Root // nothing outside of it is touched
+	name   string   // of what is copied: in root, if it is no directory
+	names  archive.Names
+	first  map[string]*linked // by inode: files with several links
+	inside []*folder          // the directories that lead to where we are, the topmost first
 }
+
+// linked is a file that more links may follow of.
+type linked struct {
+	path string // in root
+	left uint32
+}
+
+// top is where a walk begins, and the name that it gets.
+type top struct{ path, name, kind string }
 
 // copyAll copies several paths.
 func (x *copier) copyAll(r appliance.FilesRequest, paths []string, dest string) error {
 	names := map[string]bool{}
-	var all []string
+	var all []top
 	for _, p := range paths {
 		r.Path = p
-		top, err := x.conn.Stat(x.ctx, r, false)
+		f, err := x.conn.Stat(x.ctx, r, false)
 		if err != nil {
 			return err
 		}
-		name := path.Base(path.Clean("/" + top.Path))
-		if name == "/" {
-			name = r.Point
+		t := top{f.RawPath(), path.Base(path.Clean("/" + f.RawPath())), f.Type}
+		if t.name == "/" {
+			t.name = r.Point
 		}
-		if names[name] {
-			return &appliance.Error{Code: appliance.CodeInvalid, Msg: fmt.Sprintf("Two of the paths end in %s, and one would be in the place of the other.", appliance.Visible(name)),
+		if t.path == "" {
+			t.path = "." // where the disks are
+		}
+		if names[t.name] {
+			return &appliance.Error{Code: appliance.CodeInvalid, Msg: fmt.Sprintf("Two of the paths end in %s, and one would be in the place of the other.", appliance.Visible(t.name)),
 				Hint: "Copy one after the other to different places, or a directory that both are in."}
 		}
-		names[name] = true
-		all = append(all, name)
+		names[t.name] = true
+		all = append(all, t)
 	}
-	for i, p := range paths {
-		r.Path = p
-		if err := x.copy(r, all[i], dest, len(paths) > 1); err != nil {
+	x.made = made{}
+	for _, t := range all {
+		r.Path = t.path
+		if err := x.copy(r, t, dest, len(paths) > 1); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// copy copies what is at r.Path, which is called name, to dest: into it if it is a
-// directory, or as it.
-func (x *copier) copy(r appliance.FilesRequest, name, dest string, into bool) (err error) {
+// copy copies what is at r.Path to dest: into it if it is a directory, or as it.
+func (x *copier) copy(r appliance.FilesRequest, t top, dest string, into bool) error {
 	parent := dest
 	if st, err := os.Stat(dest); err == nil && st.IsDir() {
 		into = true
@@ -122,94 +133,100 @@ func (x *copier) copy(r appliance.FilesRequest, name, dest string, into bool) (e
 		return &appliance.Error{Code: appliance.CodeInvalid, Msg: fmt.Sprintf("%s is no directory, and there are several files to copy to it.", dest), Hint: "Make it with: mkdir " + dest}
 	}
 	if !into {
-		parent, name = filepath.Split(filepath.Clean(dest))
+		parent, t.name = filepath.Split(filepath.Clean(dest))
 		parent = filepath.Join(parent, ".")
 	}
-	if x.root, err = os.OpenRoot(parent); err != nil {
-		return err
-	}
-	defer x.root.Close()
-	x.base, x.first, x.dirs = name, map[string]string{}, nil
-	err = x.conn.Find(x.ctx, appliance.FindRequest{FilesRequest: r, Xattrs: true}, func(f appliance.File) error { return x.one(r, f) })
-	return errors.Join(err, x.finish())
-}
-
-// at returns where a file of the walk goes.
-func (x *copier) at(f *appliance.File) string {
-	return filepath.Join(x.base, filepath.FromSlash(f.RawName()))
-}
-
-func (x *copier) leaveOut(f *appliance.File, why string) {
-	x.sum.LeftOut = append(x.sum.LeftOut, f.Name+": "+why)
-	fmt.Fprintf(x.warn, "%s is left out: %s\n", appliance.Visible(f.Name), why)
-}
-
-// one copies one file of the walk.
-func (x *copier) one(r appliance.FilesRequest, f appliance.File) error {
-	to := x.at(&f)
-	if f.Error != "" {
-		x.leaveOut(&f, f.Error)
-		return nil
-	}
-	if f.Type != "dir" && f.Links > 1 {
-		if before, ok := x.first[f.Inode]; ok {
-			x.sum.Files++
-			return x.root.Link(before, to)
-		}
-		x.first[f.Inode] = to
-	}
-	switch f.Type {
-	case "dir":
-		if err := x.root.Mkdir(to, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		x.dirs = append(x.dirs, f)
-	case "link":
-		if err := x.root.Symlink(f.Target, to); err != nil {
-			return err
-		}
-		_ = x.root.Lchown(to, int(f.UID), int(f.GID)) // as far as this user may
-	case "file":
-		if err := x.file(r, &f, to); err != nil {
-			return err
-		}
-	default:
-		delete(x.first, f.Inode)
-		x.leaveOut(&f, "it is of type "+f.Type)
-		return nil
-	}
-	x.sum.Files++
-	return nil
-}
-
-// file copies a regular file: to a new one, never through what is there already.
-func (x *copier) file(r appliance.FilesRequest, f *appliance.File, to string) error {
-	if err := x.root.Remove(to); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	out, err := x.root.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	root, err := os.OpenRoot(parent)
 	if err != nil {
 		return err
 	}
-	err = x.content(r, f, out)
-	if err == nil {
-		err = setAttributes(out, f)
+	defer root.Close()
+	x.from, x.root, x.name, x.names, x.first, x.inside = r, root, t.name, archive.Names{}, map[string]*linked{}, nil
+	if t.kind == "dir" {
+		if x.root, err = x.begin(); err != nil {
+			return err
+		}
+		defer x.root.Close()
 	}
-	return errors.Join(err, out.Close())
+	err = x.conn.Find(x.ctx, appliance.FindRequest{FilesRequest: r, Xattrs: true}, x.one)
+	return errors.Join(err, x.leave(0))
 }
 
-func (x *copier) content(r appliance.FilesRequest, f *appliance.File, out *os.File) error {
+// shown is how a file of the walk is called towards the user.
+func (x *copier) shown(f *appliance.File) string {
+	return appliance.Visible(path.Join(x.name, f.RawName()))
+}
+
+// leaveOut notes a file that is not copied.
+func (x *copier) leaveOut(f *appliance.File, why string) {
+	why = appliance.Visible(why)
+	x.sum.LeftOut++
+	x.sum.Reasons = append(x.sum.Reasons, x.shown(f)+": "+why)
+	what := x.shown(f)
+	if f.Type == "dir" && f.Error != "" { // it is there by now
+		what = "some or all of what is in " + what
+	}
+	fmt.Fprintf(x.warn, "%s is left out: %s\n", what, why)
+}
+
+// lost is the error of what the repository does not yield.
+func (x *copier) lost(f *appliance.File, why string) error {
+	return &appliance.Error{Code: appliance.CodeCorrupt, Msg: fmt.Sprintf("%s cannot be read: %s.", appliance.Visible(path.Join(x.from.Path, f.RawName())), strings.TrimSuffix(appliance.Visible(why), ".")),
+		Hint: fmt.Sprintf("Find out what is damaged with: sendense-control verify %s --point %s", x.from.VM, x.from.Point)}
+}
+
+// one copies one file of the walk. What is the guest's own fault is left out, and so
+// is what something is in the way of.
+func (x *copier) one(f appliance.File) error {
+	switch {
+	case f.Lost:
+		return x.lost(&f, cmp.Or(f.Error, f.XattrsError))
+	case f.Error != "":
+		x.leaveOut(&f, f.Error)
+		return nil
+	}
+	e := archive.Entry{Name: "top"}
+	if f.RawName() != "." {
+		e.Name += "/" + f.RawName()
+	}
+	if f.Type == "dir" {
+		e.Mode = fs.ModeDir
+	}
+	err := x.leave(strings.Count(e.Name, "/"))
+	if err != nil {
+		return err
+	}
+	if err = x.names.Check(&e); err == nil {
+		err = x.place(&f)
+	}
+	switch {
+	case err == nil:
+		x.names.Took(&e)
+		x.sum.Files++
+		if f.XattrsError != "" {
+			x.sum.Changed++
+			fmt.Fprintf(x.warn, "%s lacks its extended attributes: %s\n", x.shown(&f), appliance.Visible(f.XattrsError))
+		}
+		return nil
+	case isReason(err):
+		x.leaveOut(&f, err.Error())
+	case appliance.AsError(err).Guest:
+		x.leaveOut(&f, appliance.AsError(err).Error())
+	default:
+		return err
+	}
+	x.names.Refused(&e)
+	return nil
+}
+
+// content writes what is in a regular file.
+func (x *copier) content(f *appliance.File, out *os.File) error {
 	if f.Size == 0 {
 		return nil
 	}
-	one := r
-	one.Path = f.RawName()
-	if r.Path != "" && f.Name == "." {
-		one.Path = r.Path
-	} else {
-		one.Path = strings.TrimSuffix(r.Path, "/") + "/" + f.RawName()
-	}
-	if !r.Verified && f.Size >= fetchedFrom {
+	one := x.from
+	one.Path = path.Join(x.from.Path, f.RawName())
+	if !one.Verified && f.Size >= fetchedFrom {
 		switch err := x.fetch(one, out, f.Size); {
 		case err == nil:
 			x.sum.Bytes += f.Size
@@ -218,56 +235,18 @@ func (x *copier) content(r appliance.FilesRequest, f *appliance.File, out *os.Fi
 			return err
 		}
 	}
-	body, n, err := x.conn.ReadFile(x.ctx, one, 0)
+	body, n, err := x.conn.ReadFile(x.ctx, one)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
 	got, err, failed := copySparse(out, body)
-	x.sum.Bytes += got
 	if failed != nil {
 		return notCopied(one.Path, failed)
 	}
-	if err := cutOff(one.Path, got, n, err); err != nil {
-		return err
-	}
-	return out.Truncate(got)
-}
-
-// setAttributes gives an open file what the one in the point has: owners and
-// extended attributes as far as this user may, modes and times.
-func setAttributes(out *os.File, f *appliance.File) error {
-	fd := int(out.Fd())
-	_ = unix.Fchown(fd, int(f.UID), int(f.GID)) // as far as this user may
-	for name, value := range f.Xattrs {
-		_ = unix.Fsetxattr(fd, name, value, 0) // as far as this user and file system may
-	}
-	mode, err := strconv.ParseUint(f.Mode, 8, 32)
 	if err != nil {
 		return err
 	}
-	if err := unix.Fchmod(fd, uint32(mode)); err != nil {
-		return fmt.Errorf("mode of %s: %w", out.Name(), err)
-	}
-	if f.Modified.IsZero() {
-		return nil
-	}
-	t, err := unix.TimeToTimespec(f.Modified)
-	if err != nil {
-		return fmt.Errorf("time of %s: %w", out.Name(), err)
-	}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), []unix.Timespec{t, t}, 0)
-}
-
-// finish gives directories what they have in the point, the innermost first.
-func (x *copier) finish() error {
-	var errs []error
-	for _, f := range slices.Backward(x.dirs) {
-		d, err := x.root.Open(x.at(&f))
-		if err == nil {
-			err = errors.Join(setAttributes(d, &f), d.Close())
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+	x.sum.Bytes += got
+	return out.Truncate(n)
 }

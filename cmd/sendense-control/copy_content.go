@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -40,6 +41,16 @@ func notCopied(path string, err error) error {
 			Hint: "Free space where it goes to, and copy again."}
 	}
 	return fmt.Errorf("copy %s: %w", appliance.Visible(path), err)
+}
+
+// writing tells an error of writing content from one of reading it, which is for
+// users as it is.
+func writing(ctx context.Context, path string, err error) error {
+	var e *appliance.Error
+	if err == nil || ctx.Err() != nil || errors.As(err, &e) {
+		return err
+	}
+	return notCopied(path, err)
 }
 
 // fetch copies content of size bytes from where it lies to a new file. Where it fails
@@ -160,7 +171,7 @@ func copySparse(out *os.File, r io.Reader) (n int64, readErr, writeErr error) {
 			return n, nil, writeErr
 		}
 		n += int64(m)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		if err == io.EOF || err == io.ErrUnexpectedEOF { // r has ended, as opposed to broken off
 			return n, nil, nil
 		}
 		if err != nil {

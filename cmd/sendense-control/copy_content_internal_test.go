@@ -7,11 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sendense/sendense/api"
+	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 func idOf(t *testing.T, path string) string {
@@ -87,6 +90,38 @@ func TestStretchesAreCopied(t *testing.T) {
 			if err := (&copier{ctx: ended}).stretch(in, 0, out, 0, 1); !errors.Is(err, context.Canceled) {
 				t.Errorf("%s that nobody waits for: got %v", name, err)
 			}
+		}
+	}
+}
+
+func TestProgramsThatRunAsTheirOwnerDoNotRunAsAnother(t *testing.T) {
+	requires.Root(t)
+	path := filepath.Join(t.TempDir(), "program")
+	for _, x := range []struct {
+		may  bool // give files away
+		want os.FileMode
+	}{{true, 0o755 | os.ModeSetuid | os.ModeSetgid}, {false, 0o755}} {
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		set := make(chan error)
+		go func() {
+			runtime.LockOSThread() // for good: the thread ends with what it gave up
+			var err error
+			if !x.may {
+				head, caps := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, [2]unix.CapUserData{}
+				err = unix.Capget(&head, &caps[0])
+				caps[0].Effective &^= 1 << unix.CAP_CHOWN
+				err = errors.Join(err, unix.Capset(&head, &caps[0]))
+			}
+			set <- errors.Join(err, setAttributes(f, &appliance.File{Mode: "6755", UID: 12345, GID: 12345}))
+		}()
+		if err := errors.Join(<-set, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode() != x.want {
+			t.Errorf("may chown: %v: got mode %v (%v), want %v", x.may, st.Mode(), err, x.want)
 		}
 	}
 }

@@ -182,27 +182,18 @@ func (s service) cat() *cobra.Command {
 			r.VM, r.Point, r.Path = args[0], args[1], args[2]
 			return s.unlocking(c, &p, func(conn *host.Connection, keyring string) error {
 				r.Keyring = keyring
-				body, n, err := conn.ReadFile(c.Context(), r, 0)
+				body, _, err := conn.ReadFile(c.Context(), r)
 				if err != nil {
 					return err
 				}
 				defer body.Close()
-				got, err := io.CopyBuffer(struct{ io.Writer }{c.OutOrStdout()}, body, make([]byte, 1<<20))
-				return cutOff(r.Path, got, n, err)
+				_, err = io.CopyBuffer(struct{ io.Writer }{c.OutOrStdout()}, body, make([]byte, 1<<20))
+				return writing(c.Context(), r.Path, err)
 			})
 		}}
 	c.Flags().BoolVar(&r.Verified, "verified", false, "compare what is read with its digests")
 	p.flags(c)
 	return c
-}
-
-// cutOff tells of content that ended before its end.
-func cutOff(name string, got, want int64, err error) error {
-	if err == nil && got == want {
-		return nil
-	}
-	return &appliance.Error{Code: appliance.CodeInterrupted, Err: err, Msg: fmt.Sprintf("%s could not be read behind byte %d of %d.", appliance.Visible(name), got, want),
-		Hint: "Find out whether the point is sound with: sendense-control verify"}
 }
 
 func (s service) find() *cobra.Command {
