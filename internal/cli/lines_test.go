@@ -1,10 +1,14 @@
 package cli_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/sendense/sendense/internal/cli"
 )
@@ -40,5 +44,24 @@ func TestLinesSayThatNobodyReads(t *testing.T) {
 	_, err = io.WriteString(lines, "a line\n")
 	if flushed := flush(); err == nil && flushed == nil {
 		t.Error("a line into a pipe that nobody reads: got no error")
+	}
+}
+
+func TestATerminalGetsEachLineAtOnce(t *testing.T) {
+	near, far := terminal(t)
+	p := cli.New("prog", "Test.", "1")
+	p.Root.AddCommand(&cobra.Command{Use: "find", RunE: func(c *cobra.Command, _ []string) error {
+		lines, flush := cli.Lines(c.OutOrStdout())
+		fmt.Fprintln(lines, "a line")
+		near.SetReadDeadline(time.Now().Add(10 * time.Second)) // it may never come
+		got := make([]byte, 8)
+		if _, err := io.ReadFull(near, got); err != nil || string(got) != "a line\r\n" {
+			t.Errorf("before the end: got %q, %v, want the line", got, err)
+		}
+		return flush()
+	}})
+	var errs bytes.Buffer
+	if code := p.Main(t.Context(), []string{"find"}, far, &errs); code != 0 {
+		t.Errorf("got exit code %d, %s", code, errs.String())
 	}
 }

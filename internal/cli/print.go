@@ -31,7 +31,7 @@ const outputBuffer = 64 << 10
 // Lines returns what many lines are written to, and what writes the rest of them. A
 // terminal gets each line when it is there, anything else many at a time.
 func Lines(w io.Writer) (lines io.Writer, flush func() error) {
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if isTerminal(w) {
 		return w, func() error { return nil }
 	}
 	b := bufio.NewWriterSize(w, outputBuffer)
@@ -77,11 +77,13 @@ func Size(bytes int64) string {
 }
 
 // ToTerminal reports whether the result of a command goes to a terminal.
-func (p *Program) ToTerminal(c *cobra.Command) bool {
-	out := c.OutOrStdout()
-	if r, ok := out.(*results); ok {
-		out = r.w
+func (p *Program) ToTerminal(c *cobra.Command) bool { return isTerminal(c.OutOrStdout()) }
+
+// isTerminal reports whether what is written goes to a terminal.
+func isTerminal(w io.Writer) bool {
+	if r, ok := w.(*results); ok {
+		w = r.w
 	}
-	f, ok := out.(*os.File)
+	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
