@@ -145,9 +145,12 @@ func (s *server) findFiles(w http.ResponseWriter, r *http.Request) error {
 
 func findRequest(r appliance.FilesRequest, q url.Values) (appliance.FindRequest, error) {
 	f := appliance.FindRequest{FilesRequest: r, Match: guestfs.Match{Name: q.Get("name"), Type: q.Get("type")}}
-	var depth int64
+	var depth, atMost int64
 	var errs []error
-	for name, to := range map[string]*int64{"min_size": &f.MinSize, "max_size": &f.MaxSize, "after": &f.After, "before": &f.Before, "depth": &depth} {
+	if q.Has("max_size") {
+		f.MaxSize = &atMost
+	}
+	for name, to := range map[string]*int64{"min_size": &f.MinSize, "max_size": &atMost, "after": &f.After, "before": &f.Before, "depth": &depth} {
 		v, err := number(q, name)
 		*to = v
 		errs = append(errs, err)

@@ -293,12 +293,20 @@ type FindRequest struct {
 	Xattrs bool // with extended attributes
 }
 
+// Check returns an error if the request makes no sense.
+func (r *FindRequest) Check() error {
+	if err := r.Match.Check(); err != nil {
+		return &Error{Code: CodeInvalid, Err: err, Msg: fmt.Sprintf("%q is no pattern of names.", r.Name),
+			Hint: "Use * for any characters, ? for one, [a-z] for one of several, and \\ before those that mean themselves."}
+	}
+	return nil
+}
+
 // Find calls yield for each file at or below a place that the request chooses; the
 // names are paths from there.
 func (a *Appliance) Find(ctx context.Context, r FindRequest, yield func(File) error) error {
-	if err := r.Match.Check(); err != nil {
-		return &Error{Code: CodeInvalid, Err: err, Msg: fmt.Sprintf("%q is no pattern of names.", r.Match.Name),
-			Hint: "Use * for any characters, ? for one, [a-z] for one of several, and \\ before those that mean themselves."}
+	if err := r.Check(); err != nil {
+		return err
 	}
 	b, err := a.browse(ctx, r.FilesRequest, false)
 	if err != nil {

@@ -47,8 +47,11 @@ func (c *Client) List(ctx context.Context, r appliance.FilesRequest, yield func(
 // Find calls yield for each file at or below a place that r chooses.
 func (c *Client) Find(ctx context.Context, r appliance.FindRequest, yield func(appliance.File) error) error {
 	q := url.Values{"name": {r.Name}, "type": {r.Type}, "fold_case": {strconv.FormatBool(r.FoldCase)}, "xattrs": {strconv.FormatBool(r.Xattrs)}}
-	for name, v := range map[string]int64{"min_size": r.MinSize, "max_size": r.MaxSize, "after": r.After, "before": r.Before, "depth": int64(r.Shallow)} {
+	for name, v := range map[string]int64{"min_size": r.MinSize, "after": r.After, "before": r.Before, "depth": int64(r.Shallow)} {
 		q.Set(name, strconv.FormatInt(v, 10))
+	}
+	if r.MaxSize != nil {
+		q.Set("max_size", strconv.FormatInt(*r.MaxSize, 10))
 	}
 	return c.lines(ctx, r.Keyring, filesPath(r.FilesRequest, "/files/find", q), func(l api.FileLine) error { return fileOf(l, yield) })
 }

@@ -137,6 +137,9 @@ func TestWhatTheRepositoryLostIsNotLeftOut(t *testing.T) {
 			t.Errorf("%s: got exit code %d, %s, want that it fails", format, r.Code, r.Stderr)
 		}
 	}
+	if r := s.Control(s.Alone(), "cp --verified web1 latest / "+t.TempDir()); r.Code != 5 || strings.Contains(r.Stderr, "left out") || !strings.Contains(r.Stderr, "hint: ") {
+		t.Errorf("a copy: got %+v, want that it fails", r)
+	}
 }
 
 // request asks the control plane for something, by a connection that is closed

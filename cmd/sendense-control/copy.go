@@ -10,7 +10,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -20,10 +19,6 @@ import (
 	"github.com/sendense/sendense/internal/cli"
 	"github.com/sendense/sendense/internal/host"
 )
-
-func sortFiles(list []appliance.File) {
-	slices.SortFunc(list, func(a, b appliance.File) int { return strings.Compare(a.Name, b.Name) })
-}
 
 func (s service) cp() *cobra.Command {
 	var verified bool

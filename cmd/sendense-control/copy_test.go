@@ -136,6 +136,52 @@ func TestContentThatFailsAtOnceSaysWhy(t *testing.T) {
 	})
 }
 
+// brokenSite is a site with one point of a disk whose file system does not yield all
+// that it has.
+func brokenSite(t *testing.T) *clitest.Site {
+	t.Helper()
+	requires.Tool(t, "debugfs")
+	if err := otherPrograms(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"a-good", "b-no-content", "c-no-large-content", "d-no-xattrs", "e-no-xattrs/x", "f-no-names/x", "z-good"} {
+		put(t, strings.Repeat(name, 200_000), dir, "d", name)
+	}
+	put(t, "small", dir, "d", "b-no-content")
+	disk := fstest.Make(t, 64<<20, "mkfs.ext4", "-q", "-O", "^metadata_csum,^has_journal", "-d", dir)
+	for _, change := range []string{"b-no-content block[0] 0xdead", "c-no-large-content block[0] 0xdead", "d-no-xattrs file_acl 99999999",
+		"e-no-xattrs file_acl 99999999", "f-no-names block[0] 0xdead"} {
+		clitest.Tool(t, "debugfs", "-w", "-R", "set_inode_field /d/"+change, disk)
+	}
+	s := clitest.NewSite(t, filepath.Dir(program))
+	s.Good(s.Backup(s.Alone(), disk))
+	return s
+}
+
+func TestWhatAGuestDoesNotYieldIsLeftOut(t *testing.T) {
+	s := brokenSite(t)
+	bothHosts(t, s, func(t *testing.T, s *clitest.Site, flags []string) {
+		dest := t.TempDir()
+		r := s.Control(flags, "cp web1 latest /d "+dest)
+		for _, want := range []string{"d/b-no-content is left out: ", "d/c-no-large-content is left out: ", "d/d-no-xattrs lacks its extended attributes: ",
+			"d/e-no-xattrs lacks its extended attributes: ", "some or all of what is in d/f-no-names is left out: "} {
+			if r.Code != 5 || !strings.Contains(r.Stderr, want) || !strings.Contains(r.Stdout, "; left out 3; changed 2\n") {
+				t.Errorf("got %+v, want exit code 5 and %q", r, want)
+			}
+		}
+		if got, want := namesIn(t, filepath.Join(dest, "d")), []string{"a-good", "d-no-xattrs", "e-no-xattrs", "f-no-names", "z-good"}; !slices.Equal(got, want) {
+			t.Errorf("copied: got %q, want %q", got, want)
+		}
+		if st, err := os.Stat(filepath.Join(dest, "d/e-no-xattrs/x")); err != nil || st.Size() == 0 {
+			t.Errorf("in a directory without attributes: %v", err)
+		}
+		if _, r := archived(t, s, flags, "cp --json web1 latest /d -"); r.Code != 5 || !strings.Contains(r.Stderr, `"left_out_files":3`) || strings.Contains(r.Stderr, "error") {
+			t.Errorf("an archive: got exit code %d, %s", r.Code, r.Stderr)
+		}
+	})
+}
+
 func TestContentIsSentInRanges(t *testing.T) {
 	s := siteOf(t, 32<<20, func(dir string) {
 		put(t, "0123456789", dir, "ten")

@@ -15,7 +15,7 @@ type Match struct {
 	FoldCase bool   `cbor:"2,keyasint,omitempty"`
 	Type     string `cbor:"3,keyasint,omitempty"` // f, d, l: file, directory, link
 	MinSize  int64  `cbor:"4,keyasint,omitempty"` // bytes, of files
-	MaxSize  int64  `cbor:"5,keyasint,omitempty"` // 0: none
+	MaxSize  *int64 `cbor:"5,keyasint,omitempty"` // nil: none
 	// After and Before bound the modification time, in seconds since 1970; 0: none.
 	After  int64 `cbor:"6,keyasint,omitempty"`
 	Before int64 `cbor:"7,keyasint,omitempty"`
@@ -54,7 +54,7 @@ func (m *Match) matches(name string, a fsys.Attr) bool {
 			return false
 		}
 	}
-	if (m.MinSize > 0 || m.MaxSize > 0) && !a.Mode.IsRegular() || a.Size < m.MinSize || m.MaxSize > 0 && a.Size > m.MaxSize {
+	if (m.MinSize > 0 || m.MaxSize != nil) && !a.Mode.IsRegular() || a.Size < m.MinSize || m.MaxSize != nil && a.Size > *m.MaxSize {
 		return false
 	}
 	return (m.After == 0 || a.Modified.After(time.Unix(m.After, 0))) && (m.Before == 0 || a.Modified.Before(time.Unix(m.Before, 0)))
