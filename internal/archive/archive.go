@@ -77,19 +77,23 @@ var (
 	ErrType   = errors.New("the format has no such thing")
 	ErrLong   = errors.New("its name is longer than the format has room for")
 	ErrTarget = errors.New("its target is no path")
-	ErrMany   = errors.New("too many files for a zip; make a tar")
+	ErrAlias  = errors.New("where upper and lower case are one, it has the name of a directory or a link beside it")
+	// ErrAliases is for links where there are too many names to remember.
+	ErrAliases = errors.New("there are too many names in its directory to tell whether others are taken for it")
+	ErrMany    = errors.New("too many files for a zip; make a tar")
 )
 
 // IsReason reports whether an error is one of these, but for the last.
 func IsReason(err error) bool {
-	return slices.ContainsFunc([]error{ErrName, ErrOrder, ErrParent, ErrType, ErrLong, ErrTarget}, func(e error) bool { return errors.Is(err, e) })
+	return slices.ContainsFunc([]error{ErrName, ErrOrder, ErrParent, ErrType, ErrLong, ErrTarget, ErrAlias, ErrAliases}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // Writer writes an archive.
 type Writer struct {
-	f     format
-	names Names
-	err   error // what ended it
+	f       format
+	names   Names
+	aliases aliases
+	err     error // what ended it
 }
 
 // format is what differs between tar and zip.
@@ -132,6 +136,9 @@ func (x *Writer) Add(ctx context.Context, e *Entry, c Content) error {
 	if err := x.names.Check(e); err != nil {
 		return x.refuse(e, err)
 	}
+	if err := x.aliases.check(e); err != nil {
+		return x.refuse(e, err)
+	}
 	if err := x.f.check(e); err != nil {
 		return x.refuse(e, err)
 	}
@@ -144,6 +151,7 @@ func (x *Writer) Add(ctx context.Context, e *Entry, c Content) error {
 		return x.err
 	}
 	x.names.Took(e)
+	x.aliases.took(e)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -276,6 +277,58 @@ func TestWhatIsBelowALeftOutDirectoryIsLeftOut(t *testing.T) {
 		{dir("a/b/zz"), archive.ErrParent}, {regular("a/b/zz/x", ""), archive.ErrParent}, {regular("a/b2", ""), nil}, {regular("d", ""), nil}} {
 		if err := w.Add(t.Context(), &x.Entry, x.c); !errors.Is(err, x.want) {
 			t.Errorf("%s: got %v, want %v", x.Name, err, x.want)
+		}
+	}
+}
+
+func TestNothingLeadsOutsideWhereLettersHaveNoCase(t *testing.T) {
+	entries := []struct {
+		file
+		refused error
+	}{
+		{dir("d"), nil}, {link("d/HEAD", "elsewhere"), nil}, {link("d/Mail", "elsewhere"), nil}, {link("d/PLAIN", "/x"), nil}, {regular("d/head", "x"), nil},
+		{link("d/mail", "elsewhere"), nil}, {dir("d/mAIL"), archive.ErrOrder}, {dir("d/plain"), archive.ErrAlias}, {regular("d/plain/owned", "x"), archive.ErrParent},
+		{dir("d/q"), nil}, {dir("d/q/PLAIN"), nil}, {dir("d/q/Plain"), nil}, {link("d/q/plain", "/x"), archive.ErrAlias}, {dir("d/q/x"), nil},
+		{link("d/stra\u00dfe", "/x"), nil}, {dir("d/strasse"), archive.ErrOrder}, {dir("d/stra\u1e9ee"), archive.ErrAlias},
+		{dir("d/v\u00e9"), nil}, {link("d/w\u0301", "/x"), nil}, {dir("d/\u1e83"), archive.ErrAlias},
+		{dir("d/\u212a"), nil}, {link("d/\xe9", "/x"), nil}, {dir("d/\xea"), nil},
+		{link("top", "/x"), nil}, {dir("Top"), archive.ErrAlias}, {regular("Top/owned", "x"), archive.ErrParent}, {dir("other"), nil}, {link("Other", "/x"), archive.ErrAlias},
+		{dir("v"), nil}, {link("v/\u200ba", "/x"), nil}, {dir("v/\u200da"), archive.ErrAlias},
+	}
+	for _, f := range []archive.Format{archive.Tar, archive.Zip} {
+		w, err := archive.New(io.Discard, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			one := e.Entry
+			if err := w.Add(t.Context(), &one, e.c); !errors.Is(err, e.refused) {
+				t.Errorf("%s: %q: got %v, want %v", f, e.Name, err, e.refused)
+			}
+		}
+	}
+}
+
+func TestLinksAmongTooManyNamesAreLeftOut(t *testing.T) {
+	w, err := archive.New(io.Discard, archive.Tar)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(f file) error { return w.Add(t.Context(), &f.Entry, f.c) }
+	if err := add(dir("d")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1 << 20 {
+		if err := add(dir(fmt.Sprintf("d/%07d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := add(link("d/link", "/x")); !errors.Is(err, archive.ErrAliases) {
+		t.Errorf("a link beside them: got %v, want %v", err, archive.ErrAliases)
+	}
+	for _, f := range []file{dir("d/more"), dir("f"), link("f/link", "/x")} {
+		if err := add(f); err != nil {
+			t.Errorf("%s: got %v", f.Name, err)
 		}
 	}
 }
