@@ -61,16 +61,16 @@ type copied struct {
 
 // copier copies one tree after another.
 type copier struct {
-	ctx  context.Context
-	conn *host.Connection
-	warn io.Writer
-	sum  copied
-	made made // what is at the top
+	ctx   context.Context
+	conn  *host.Connection
+	warn  io.Writer
+	sum   copied
+	outer folder // what is copied goes into
 
 	// Of one tree:
 	from   appliance.FilesRequest
-	root   *os.Root // nothing outside of it is touched
-	name   string   // of what is copied: in root, if it is no directory
+	name   string   // of what is copied, in outer
+	top    *os.Root // that, if it is a directory: nothing outside of it is touched
 	names  archive.Names
 	first  map[string]*linked // by inode: files with several links
 	inside []*folder          // the directories that lead to where we are, the topmost first
@@ -78,7 +78,7 @@ type copier struct {
 
 // linked is a file that more links may follow of.
 type linked struct {
-	path string // in root
+	path string // in top
 	left uint32
 }
 
@@ -109,7 +109,7 @@ func (x *copier) copyAll(r appliance.FilesRequest, paths []string, dest string) 
 		names[t.name] = true
 		all = append(all, t)
 	}
-	x.made = made{}
+	x.outer.made = map[fileKey]bool{}
 	for _, t := range all {
 		r.Path = t.path
 		if err := x.copy(r, t, dest, len(paths) > 1); err != nil {
@@ -131,17 +131,17 @@ func (x *copier) copy(r appliance.FilesRequest, t top, dest string, into bool) e
 		parent, t.name = filepath.Split(filepath.Clean(dest))
 		parent = filepath.Join(parent, ".")
 	}
-	root, err := os.OpenRoot(parent)
-	if err != nil {
+	var err error
+	if x.outer.root, err = os.OpenRoot(parent); err != nil {
 		return err
 	}
-	defer root.Close()
-	x.from, x.root, x.name, x.names, x.first, x.inside = r, root, t.name, archive.Names{}, map[string]*linked{}, nil
+	defer x.outer.root.Close()
+	x.from, x.name, x.names, x.first, x.inside = r, t.name, archive.Names{}, map[string]*linked{}, nil
 	if t.kind == "dir" {
-		if x.root, err = x.begin(); err != nil {
+		if x.top, err = x.begin(); err != nil {
 			return err
 		}
-		defer x.root.Close()
+		defer x.top.Close()
 	}
 	err = x.conn.Find(x.ctx, appliance.FindRequest{FilesRequest: r, Xattrs: true}, x.one)
 	return errors.Join(err, x.leave(0))

@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
+	"path"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,60 +43,24 @@ func isReason(err error) bool {
 // fileKey tells a file here from all others.
 type fileKey struct{ dev, ino uint64 }
 
-// made are the files of one directory that this copy has made. Where A is found
-// under a as well, one is not to take the place of the other.
-type made map[fileKey]bool
-
 func keyOf(st fs.FileInfo) fileKey {
-	s := st.Sys().(*syscall.Stat_t) // as Root.Lstat has it on Unix
+	s := st.Sys().(*syscall.Stat_t) // as os.Root has it on Unix
 	return fileKey{s.Dev, s.Ino}
 }
 
 // folder is a directory that is being filled.
 type folder struct {
 	file appliance.File // what it is to be when it is full
-	path string         // in root
-	id   fileKey
-	made made
+	path string         // from where the walk began
+	root *os.Root
+	// made are the files in it that this copy has made. Where A is found under a as
+	// well, one is not to take the place of the other.
+	made map[fileKey]bool
 }
 
-// begin makes the topmost directory, which is the root of all that is in it.
-func (x *copier) begin() (*os.Root, error) {
-	_, err := x.mkdir(x.name, x.made)
-	if isReason(err) {
-		return nil, &appliance.Error{Code: appliance.CodeInvalid, Msg: fmt.Sprintf("Nothing is copied to %s: %v.", appliance.Visible(x.name), err),
-			Hint: "Copy to another place, or move what is there."}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return x.root.OpenRoot(x.name)
-}
-
-// mkdir makes a directory, unless it is there.
-func (x *copier) mkdir(to string, beside made) (fileKey, error) {
-	st, err := x.look(to, beside)
-	if err != nil {
-		return fileKey{}, err
-	}
-	if st == nil {
-		if err := x.root.Mkdir(to, 0o700); err != nil {
-			return fileKey{}, err
-		}
-		if st, err = x.root.Lstat(to); err != nil {
-			return fileKey{}, err
-		}
-	}
-	if !st.IsDir() {
-		return fileKey{}, otherThere
-	}
-	beside[keyOf(st)] = true
-	return keyOf(st), nil
-}
-
-// look tells what is at a place by now: nil if that is nothing.
-func (x *copier) look(to string, beside made) (fs.FileInfo, error) {
-	st, err := x.root.Lstat(to)
+// look tells what has a name by now: nil if that is nothing.
+func (d *folder) look(name string) (fs.FileInfo, error) {
+	st, err := d.root.Lstat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
@@ -106,125 +70,158 @@ func (x *copier) look(to string, beside made) (fs.FileInfo, error) {
 		return nil, noName
 	case err != nil:
 		return nil, err
-	case beside[keyOf(st)]:
+	case d.made[keyOf(st)]:
 		return nil, madeHere
 	}
 	return st, nil
 }
 
-// put has something made under another name, and puts it where it belongs.
-func (x *copier) put(to string, make func(to string) error) error {
-	beside := x.made
-	if n := len(x.inside); n > 0 {
-		beside = x.inside[n-1].made
+// mkdir makes a directory, unless it is there, and opens it.
+func (d *folder) mkdir(name string) (*os.Root, error) {
+	st, err := d.look(name)
+	if err == nil && st == nil {
+		if err = d.root.Mkdir(name, 0o700); err == nil {
+			st, err = d.root.Lstat(name)
+		}
 	}
-	st, err := x.look(to, beside)
+	if err != nil {
+		return nil, err
+	}
+	if !st.IsDir() {
+		return nil, otherThere
+	}
+	in, err := d.root.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	if is, err := in.Stat("."); err != nil || !os.SameFile(st, is) {
+		return nil, errors.Join(otherThere, err, in.Close())
+	}
+	d.made[keyOf(st)] = true
+	return in, nil
+}
+
+// put has something made under a name of its own, and gives it the one that it is
+// to have.
+func (d *folder) put(name string, make func(name string) error) error {
+	st, err := d.look(name)
 	if err != nil {
 		return err
 	}
 	if st != nil && st.IsDir() {
 		return directoryThere
 	}
-	part := filepath.Join(filepath.Dir(to), fmt.Sprintf(".sendense-%016x", rand.Uint64()))
+	part := fmt.Sprintf(".sendense-%016x", rand.Uint64())
 	if err = make(part); err == nil {
-		st, err = x.root.Lstat(part)
+		st, err = d.root.Lstat(part)
 	}
 	if err == nil {
-		err = x.root.Rename(part, to)
+		err = d.root.Rename(part, name)
 	}
 	if err != nil {
-		if removeErr := x.root.Remove(part); !errors.Is(removeErr, fs.ErrNotExist) {
+		if removeErr := d.root.Remove(part); !errors.Is(removeErr, fs.ErrNotExist) {
 			err = errors.Join(err, removeErr)
 		}
 		return err
 	}
-	beside[keyOf(st)] = true
+	d.made[keyOf(st)] = true
 	return nil
+}
+
+// finish gives a directory what it has in the point.
+func (d *folder) finish() error {
+	defer d.root.Close()
+	in, err := d.root.OpenFile(".", os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return setAttributes(in, &d.file)
+}
+
+// begin makes the topmost directory, which is the root of all that is in it.
+func (x *copier) begin() (*os.Root, error) {
+	in, err := x.outer.mkdir(x.name)
+	if isReason(err) {
+		return nil, &appliance.Error{Code: appliance.CodeInvalid, Msg: fmt.Sprintf("Nothing is copied to %s: %v.", appliance.Visible(x.name), err),
+			Hint: "Copy to another place, or move what is there."}
+	}
+	return in, err
+}
+
+// here is the directory that the walk is in.
+func (x *copier) here() *folder {
+	if n := len(x.inside); n > 0 {
+		return x.inside[n-1]
+	}
+	return &x.outer
 }
 
 // place puts one file of the walk where it belongs.
 func (x *copier) place(f *appliance.File) error {
-	to := filepath.FromSlash(f.RawName())
-	if f.RawName() == "." && f.Type != "dir" {
-		to = x.name
+	here, name := x.here(), path.Base(f.RawName())
+	if len(x.inside) == 0 {
+		name = x.name
 	}
 	if l := x.first[f.Inode]; l != nil && f.Type != "dir" {
 		if l.left--; l.left == 0 {
 			delete(x.first, f.Inode)
 		}
-		return x.put(to, func(part string) error { return x.root.Link(l.path, part) })
+		return here.put(name, func(part string) error { return x.top.Link(l.path, path.Join(here.path, part)) })
 	}
 	var err error
 	switch f.Type {
 	case "dir":
-		return x.enter(f, to)
+		return x.enter(f, name)
 	case "link":
 		target := f.RawTarget()
 		if target == "" || len(target) >= unix.PathMax || strings.Contains(target, "\x00") {
 			return archive.ErrTarget
 		}
-		err = x.put(to, func(part string) error {
-			err := x.root.Symlink(target, part)
-			_ = x.root.Lchown(part, int(f.UID), int(f.GID)) // as far as this user may
+		err = here.put(name, func(part string) error {
+			err := here.root.Symlink(target, part)
+			_ = here.root.Lchown(part, int(f.UID), int(f.GID)) // as far as this user may
 			return err
 		})
 	case "file":
-		err = x.put(to, func(part string) error { return x.file(f, part) })
+		err = here.put(name, func(part string) error { return x.file(f, here.root, part) })
 	default:
 		x.sum.Special++
 		return reason("it is of type " + f.Type)
 	}
 	if err == nil && f.Links > 1 {
-		x.first[f.Inode] = &linked{to, f.Links - 1}
+		x.first[f.Inode] = &linked{path.Join(here.path, name), f.Links - 1}
 	}
 	return err
 }
 
 // enter begins a directory.
-func (x *copier) enter(f *appliance.File, to string) error {
-	d := &folder{file: *f, path: to, made: made{}}
-	var err error
-	if n := len(x.inside); n > 0 {
-		d.id, err = x.mkdir(to, x.inside[n-1].made)
-	} else { // it was made to begin with
-		var st fs.FileInfo
-		if st, err = x.root.Lstat(to); err == nil {
-			d.id = keyOf(st)
+func (x *copier) enter(f *appliance.File, name string) error {
+	d := &folder{file: *f, path: f.RawName(), root: x.top, made: map[fileKey]bool{}}
+	if len(x.inside) > 0 { // else it was made to begin with
+		var err error
+		if d.root, err = x.here().mkdir(name); err != nil {
+			return err
 		}
 	}
-	if err == nil {
-		x.inside = append(x.inside, d)
-	}
-	return err
+	x.inside = append(x.inside, d)
+	return nil
 }
 
-// leave gives directories what they have in the point, until only so many are left
-// that lead to where we are.
+// leave finishes directories until only so many are left that lead to where we are.
 func (x *copier) leave(n int) error {
 	var errs []error
 	for len(x.inside) > n {
 		last := len(x.inside) - 1
-		errs = append(errs, x.finish(x.inside[last]))
+		errs = append(errs, x.inside[last].finish())
 		x.inside = x.inside[:last]
 	}
 	return errors.Join(errs...)
 }
 
-func (x *copier) finish(d *folder) error {
-	in, err := x.root.OpenFile(d.path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	if st, err := in.Stat(); err != nil || keyOf(st) != d.id {
-		return errors.Join(fmt.Errorf("%s was replaced while it was filled", appliance.Visible(in.Name())), err)
-	}
-	return setAttributes(in, &d.file)
-}
-
 // file copies a regular file to a new one.
-func (x *copier) file(f *appliance.File, to string) error {
-	out, err := x.root.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+func (x *copier) file(f *appliance.File, in *os.Root, name string) error {
+	out, err := in.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

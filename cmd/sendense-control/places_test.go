@@ -116,5 +116,8 @@ func TestCopiesThatHaveNoRoomSaySo(t *testing.T) {
 		if r.Code != 8 || !strings.Contains(r.Stderr, "not enough room for a copy of /sizes/5242883") || !strings.Contains(r.Stderr, "hint: Free space where it goes to") {
 			t.Errorf("cp%s: got %+v, want it to say that there is no room", how, r)
 		}
+		if parts := namesIn(t, small); len(parts) > 0 {
+			t.Errorf("cp%s leaves %q", how, parts)
+		}
 	}
 }
