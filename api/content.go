@@ -47,7 +47,7 @@ func (s *server) fileContent(w http.ResponseWriter, r *http.Request) error {
 	http.ServeContent(out, r, "", time.Time{}, in)
 	switch {
 	case out.begun && in.err != nil && r.Context().Err() == nil:
-		s.log.Error("content broken off", "vm", req.VM, "point", req.Point, "path", req.Path, "at", in.at, "err", in.err)
+		s.log.Error("content broken off", "vm", req.VM, "point", req.Point, "path", req.Path, "bytes", in.at, "err", in.err)
 	case out.begun:
 	case in.err != nil, out.status == http.StatusRequestedRangeNotSatisfiable:
 		clear(h)

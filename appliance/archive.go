@@ -196,7 +196,9 @@ func (p *packer) refused(ctx context.Context, it *item, err error) error {
 	switch {
 	case errors.Is(err, archive.ErrType):
 		why = fmt.Sprintf("a %s cannot have it: %s", p.x.format, kind(it.Mode))
-		p.sum.Special++
+		if types[it.Mode.Type()] != "" {
+			p.sum.Special++
+		}
 	case !archive.IsReason(refused.Err):
 		return p.leaveOut(ctx, fmt.Sprintf("%q", it.Name), refused.Err)
 	}

@@ -32,6 +32,7 @@ const (
 	otherThere     reason = "something else than a directory is in its place"
 	madeHere       reason = "what was copied from another name is in its place"
 	nameTooLong    reason = "its name is longer than there is room for"
+	noType         reason = "it cannot be told what it is"
 	noName         reason = "it has a name that no file can have here"
 )
 
@@ -103,7 +104,7 @@ func (d *folder) mkdir(name string) (*os.Root, error) {
 
 // put has something made under a name of its own, and gives it the one that it is
 // to have.
-func (d *folder) put(name string, make func(name string) error) error {
+func (d *folder) put(name string, create func(name string) error) error {
 	st, err := d.look(name)
 	if err != nil {
 		return err
@@ -112,7 +113,7 @@ func (d *folder) put(name string, make func(name string) error) error {
 		return directoryThere
 	}
 	part := fmt.Sprintf(".sendense-%016x", rand.Uint64())
-	if err = make(part); err == nil {
+	if err = create(part); err == nil {
 		st, err = d.root.Lstat(part)
 	}
 	if err == nil {
@@ -185,6 +186,8 @@ func (x *copier) place(f *appliance.File) error {
 		})
 	case "file":
 		err = here.put(name, func(part string) error { return x.file(f, here.root, part) })
+	case "":
+		return noType
 	default:
 		x.sum.Special++
 		return reason("it is of type " + f.Type)

@@ -3,11 +3,15 @@ package main_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -126,6 +130,46 @@ func TestACopyThatFailsLeavesWhatWasThere(t *testing.T) {
 			t.Errorf("cat: got exit code %d, %d bytes, %s", r.Code, len(r.Stdout), r.Stderr)
 		}
 	})
+}
+
+func TestACopyThatIsCancelledLeavesWhatWasThere(t *testing.T) {
+	dir, err := os.MkdirTemp("", "sd-") // a socket's path is at most 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.Listen("unix", filepath.Join(dir, "sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const file = `"name":"large","path":"/large","type":"file","mode":"0644","size":1000000`
+	plane := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch filepath.Base(r.URL.Path) {
+		case "health":
+			fmt.Fprintln(w, `{"status":"ok"}`)
+		case "stat":
+			fmt.Fprintln(w, "{"+file+"}")
+		case "find":
+			fmt.Fprintln(w, `{"file":{`+strings.Replace(file, `"large"`, `"."`, 1)+`}}`)
+			fmt.Fprintln(w, `{"done":true}`)
+		case "content":
+			w.Header().Set("Content-Length", "1000000")
+			w.Write(make([]byte, 500_000))
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done() // the rest never comes
+		}
+	})}
+	served := make(chan error, 1)
+	go func() { served <- plane.Serve(l) }()
+	defer func() { plane.Close(); <-served }()
+	dest := filepath.Join(dir, "dest")
+	put(t, "mine", dest, "large")
+	p := clitest.Start(t, program, "cp", "web1", "latest", "/large", dest, "--control", "unix:"+l.Addr().String())
+	clitest.Until(t, "the copy has begun", func() bool { return p.Ended() || len(namesIn(t, dest)) == 2 })
+	clitest.Refused(t, p.Signal(syscall.SIGINT), 130, "signal received")
+	if got, err := os.ReadFile(filepath.Join(dest, "large")); string(got) != "mine" || len(namesIn(t, dest)) != 1 {
+		t.Errorf("what was there: got %q (%v) among %q", got, err, namesIn(t, dest))
+	}
 }
 
 func TestContentThatFailsAtOnceSaysWhy(t *testing.T) {
