@@ -7,13 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/image"
 	"github.com/sendense/sendense/internal/cli"
-	"golang.org/x/sys/unix"
 )
 
 // openDevice opens the image and adds what has to be closed to open.
@@ -111,62 +109,12 @@ func (o *serveOptions) sinceNames(dev block.Device) ([]string, error) {
 	return names, nil
 }
 
-// What QEMU locks of an image: a byte for each permission that a program uses, and
-// one for each that it does not let others use (QEMU, block/file-posix.c).
-const (
-	lockUsed    = 100
-	lockRefused = 200
-
-	permRead   = 0
-	permWrite  = 1
-	permResize = 3
-)
-
-// lockImage keeps QEMU's programs, and this one, from opening an image while it is
-// written, and fails if one of them has it open already. Closing gives it up.
+// lockImage locks an image for as long as it is served.
 func lockImage(path string) (io.Closer, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
+	lock, err := image.Lock(path)
+	if errors.Is(err, image.ErrLocked) {
+		return nil, &appliance.Error{Code: appliance.CodeBusy, Err: err, Msg: fmt.Sprintf("Image %s is open in another program.", path),
+			Hint: fmt.Sprintf("Close it there, or serve it without --writable. Who it is: fuser -v %s", path)}
 	}
-	if err := lockBytes(f); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
-			return nil, &appliance.Error{Code: appliance.CodeBusy, Msg: fmt.Sprintf("Image %s is open in another program.", path),
-				Hint: fmt.Sprintf("Close it there, or serve it without --writable. Who it is: fuser -v %s", path)}
-		}
-		return nil, fmt.Errorf("lock image %s: %w", path, err)
-	}
-	return f, nil
-}
-
-func lockBytes(f *os.File) error {
-	lock := func(cmd int, kind int16, at int64) (unix.Flock_t, error) {
-		l := unix.Flock_t{Type: kind, Whence: unix.SEEK_SET, Start: at, Len: 1}
-		return l, unix.FcntlFlock(f.Fd(), cmd, &l)
-	}
-	used, refused := []int64{permRead, permWrite, permResize}, []int64{permWrite, permResize}
-	var mine, theirs []int64
-	for _, p := range used {
-		mine, theirs = append(mine, lockUsed+p), append(theirs, lockRefused+p)
-	}
-	for _, p := range refused {
-		mine, theirs = append(mine, lockRefused+p), append(theirs, lockUsed+p)
-	}
-	for _, at := range mine {
-		if _, err := lock(unix.F_OFD_SETLK, unix.F_RDLCK, at); err != nil {
-			return err
-		}
-	}
-	for _, at := range theirs {
-		// Only this descriptor's own locks are left out of the answer.
-		l, err := lock(unix.F_OFD_GETLK, unix.F_WRLCK, at)
-		if err != nil {
-			return err
-		}
-		if l.Type != unix.F_UNLCK {
-			return syscall.EAGAIN
-		}
-	}
-	return nil
+	return lock, err
 }
