@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -13,17 +15,18 @@ import (
 )
 
 // Devices are block devices, or image files of the right size, that are
-// overwritten: one for each disk, in the order of the disks. A device that is in
-// use is refused.
+// overwritten: one for each disk, in the order of the disks. What is in use is
+// refused. All are held before the first is written to.
 type Devices struct {
 	Paths []string
 
-	held []*held
+	disks []Disk // as planned
+	held  []*held
 }
 
 // held is a device that is being written.
 type held struct {
-	lock *os.File // keeps others from mounting it
+	lock io.Closer // keeps others from mounting it, or QEMU from opening it
 	w    *image.RawWriter
 }
 
@@ -35,19 +38,20 @@ func (t *Devices) Plan(_ context.Context, m Machine) (Plan, error) {
 		return Plan{}, fmt.Errorf("%w: the machine has %d disks and %d devices are given; give one for each, separated by commas, or choose a disk",
 			ErrRefused, len(m.Disks), len(t.Paths))
 	}
+	t.disks = m.Disks
+	if err := t.holdAll(); err != nil {
+		return Plan{}, err
+	}
 	var p Plan
 	for i, d := range m.Disks {
-		size, err := checkDevice(t.Paths[i], d)
-		if err != nil {
-			return Plan{}, err
-		}
+		size := t.held[i].w.Size()
 		p.Disks = append(p.Disks, PlannedDisk{Index: d.Index, Key: d.Key, Size: d.Device.Size(), To: t.Paths[i], Overwrites: true})
 		if size > d.Device.Size() {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s is %d bytes longer than disk %s; what is behind stays as it is, and a GPT has its backup there: repair it with: sgdisk -e %s",
 				t.Paths[i], size-d.Device.Size(), d.Key, t.Paths[i]))
 		}
 	}
-	return p, nil
+	return p, t.Abort()
 }
 
 // Claim keeps a block device for somebody else to write a disk of size bytes to:
@@ -59,7 +63,7 @@ func Claim(path string, size int64) (longer int64, release func() error, err err
 	if err != nil {
 		return 0, nil, err
 	}
-	if st.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
+	if !isBlock(st.Mode()) {
 		return 0, nil, fmt.Errorf("%w: %s is no block device", ErrRefused, path)
 	}
 	h, err := hold(path)
@@ -73,42 +77,67 @@ func Claim(path string, size int64) (longer int64, release func() error, err err
 	return longer, h.close, nil
 }
 
-// checkDevice returns the size of a device that can take a disk.
-func checkDevice(path string, d Disk) (int64, error) {
-	h, err := hold(path)
-	if err != nil {
-		return 0, err
+// holdAll opens all devices, or none.
+func (t *Devices) holdAll() (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.Abort())
+		}
+	}()
+	var found []os.FileInfo
+	for i, path := range t.Paths {
+		st, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		if j := slices.IndexFunc(found, func(other os.FileInfo) bool { return overlaps(st, other) }); j >= 0 {
+			return fmt.Errorf("%w: what is written to %s would overwrite disk %s on %s; give each disk a device of its own", ErrRefused, path, t.disks[j].Key, t.Paths[j])
+		}
+		found = append(found, st)
+		h, err := hold(path)
+		if err != nil {
+			return err
+		}
+		t.held = append(t.held, h)
+		if d := t.disks[i]; h.w.Size() < d.Device.Size() {
+			return fmt.Errorf("%w: %s has %d bytes, disk %s has %d", ErrRefused, path, h.w.Size(), d.Key, d.Device.Size())
+		}
 	}
-	size := h.w.Size()
-	if err := h.close(); err != nil {
-		return 0, err
-	}
-	if size < d.Device.Size() {
-		return 0, fmt.Errorf("%w: %s has %d bytes, disk %s has %d", ErrRefused, path, size, d.Key, d.Device.Size())
-	}
-	return size, nil
+	return nil
 }
 
-// hold opens a device for writing, exclusively.
+// hold opens a device or an image for writing, and keeps others away.
 func hold(path string) (*held, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	h := &held{}
-	if st.Mode()&os.ModeDevice != 0 {
-		// For block devices this is refused while they are mounted or part of others.
-		if h.lock, err = os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0); err != nil {
-			if errors.Is(err, unix.EBUSY) {
-				err = fmt.Errorf("%w: %s is in use: unmount it, or stop what uses it", ErrRefused, path)
-			}
-			return nil, err
-		}
+	if number, ok := deviceNumber(st); ok {
+		h.lock, err = claim(path, number)
+	} else if h.lock, err = image.Lock(path); errors.Is(err, image.ErrLocked) {
+		err = fmt.Errorf("%w: %s is open in another program: shut its machine down, or end what uses it (who it is: fuser -v %s)", ErrRefused, path, path)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if h.w, err = image.OpenRawWriter(path); err != nil {
 		return nil, errors.Join(err, h.close())
 	}
 	return h, nil
+}
+
+// claim opens a block device as a mount would, which is refused while it is mounted,
+// part of another, or claimed.
+func claim(path string, number uint64) (io.Closer, error) {
+	if who := writerOf(number); who != "" {
+		return nil, fmt.Errorf("%w: %s is in use: %s has it, or a part of it, open for writing; shut the machine down, or end what uses it", ErrRefused, path, who)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("%w: %s is in use: unmount it, or stop what uses it", ErrRefused, path)
+	}
+	return f, err
 }
 
 // close closes what is open. What was written is durable if there is no error.
@@ -127,12 +156,16 @@ func (h *held) close() error {
 
 // Open implements Target.
 func (t *Devices) Open(_ context.Context, d Disk) (block.Device, bool, error) {
-	h, err := hold(t.Paths[len(t.held)])
-	if err != nil {
-		return nil, false, err
+	if len(t.held) == 0 {
+		if err := t.holdAll(); err != nil {
+			return nil, false, err
+		}
 	}
-	t.held = append(t.held, h)
-	return h.w, false, nil
+	i := slices.IndexFunc(t.disks, func(x Disk) bool { return x.Index == d.Index })
+	if i < 0 {
+		return nil, false, fmt.Errorf("disk %d was not planned", d.Index)
+	}
+	return t.held[i].w, false, nil
 }
 
 // Commit implements Target.
