@@ -206,3 +206,42 @@ func TestSocketsAreForOwnerAndGroup(t *testing.T) {
 		}
 	}
 }
+
+func TestTheControlSocketTakesNothingElsesPlace(t *testing.T) {
+	t.Parallel()
+	s := clitest.NewSite(t, bin)
+	plane, file := filepath.Join(bin, "sendense-control-plane"), s.Path("precious")
+	if err := os.WriteFile(file, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kept := func() {
+		t.Helper()
+		if b, err := os.ReadFile(file); err != nil || string(b) != "hello" {
+			t.Errorf("the file: got %q, %v", b, err)
+		}
+	}
+	daemon := clitest.Start(t, "env", "SENDENSE_CONTROL=unix:"+file, plane, "--run-dir", s.Run, "--repository", s.Repo)
+	clitest.Until(t, "the control plane answers at its usual place", func() bool {
+		if daemon.Ended() {
+			t.Fatalf("it ended: %+v", daemon.Wait())
+		}
+		return s.Control(s.Via(), "vms").Code == 0
+	})
+	kept()
+
+	other := []string{"--run-dir", s.Path("other-run"), "--repository", s.Path("elsewhere"), "--control"}
+	clitest.Refused(t, clitest.Run(t, plane, append(other, "unix:"+file)...), 4, file)
+	kept()
+	socket := filepath.Join(s.Run, "control.sock")
+	clitest.Refused(t, clitest.Run(t, plane, append(other, "unix:"+socket)...), 4, socket)
+	s.Good(s.Control(s.Via(), "vms"))
+
+	daemon.Kill() // which leaves its socket
+	next := clitest.Start(t, plane, append(other, "unix:"+socket)...)
+	clitest.Until(t, "another one answers there", func() bool {
+		if next.Ended() {
+			t.Fatalf("it ended: %+v", next.Wait())
+		}
+		return s.Control(s.Via(), "vms").Code == 0
+	})
+}

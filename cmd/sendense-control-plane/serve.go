@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,6 +25,9 @@ func serve(p *cli.Program) {
 	c.Long = "The control plane owns the repository while it runs: it recovers it at start,\n" +
 		"receives drafts from capture agents, runs jobs and serves points over NBD, all\n" +
 		"on sockets in its run directory. It logs to stderr and ends on SIGTERM."
+	control := c.PersistentFlags().Lookup("control")
+	p.Control, control.DefValue = "", "" // the variable tells clients where to go
+	control.Usage = "where it listens for clients, as unix:`PATH` (default " + host.ControlSocket + " in its run directory)"
 	c.Flags().StringVar(&runDir, "run-dir", host.DefaultRunDir, "`folder` of its sockets, made if it is missing")
 	c.Flags().StringVar(&level, "log-level", "info", "least `level` that is logged: debug, info, warn, error")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -46,6 +48,10 @@ func run(c *cobra.Command, p *cli.Program, runDir string, log *slog.Logger) erro
 	if address == "" {
 		address = filepath.Join(runDir, host.ControlSocket)
 	}
+	address, err := filepath.Abs(address)
+	if err != nil {
+		return err
+	}
 	unlock, err := claim(runDir)
 	if err != nil {
 		return err
@@ -56,15 +62,9 @@ func run(c *cobra.Command, p *cli.Program, runDir string, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(address); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return errors.Join(err, h.Close())
-	}
-	l, err := net.Listen("unix", address)
-	if err == nil {
-		err = os.Chmod(address, 0o660)
-	}
+	l, err := appliance.ListenUnix(address, 0o660, "")
 	if err != nil {
-		return errors.Join(fmt.Errorf("listen for clients: %w", err), h.Close())
+		return errors.Join(err, h.Close())
 	}
 	log.Info("control plane is ready", "control", "unix:"+address, "repo", p.Repository, "version", version)
 	err = h.Serve(c.Context(), l)
