@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sendense/sendense/fusemount"
@@ -54,7 +55,7 @@ func (r mountRoot) List(ctx context.Context, yield func(fusemount.Entry) bool) e
 			return nil
 		}
 	}
-	return err
+	return present(err)
 }
 
 func (r mountRoot) Lookup(ctx context.Context, name string) (fusemount.Node, error) {
@@ -62,7 +63,20 @@ func (r mountRoot) Lookup(ctx context.Context, name string) (fusemount.Node, err
 	if vm, ok := vmNames(vms)[name]; ok {
 		return mountVM{r.m, vm}, nil
 	}
-	return nil, errors.Join(err, fs.ErrNotExist)
+	if err != nil { // it may be the name of one that could not be read
+		return nil, present(err)
+	}
+	return nil, fs.ErrNotExist
+}
+
+// present returns err as one that does not say that something is not there, unless
+// the guest's own file systems say so. Who copies a mount would take what the
+// repository lost for what the machine deleted.
+func present(err error) error {
+	if errors.Is(err, fs.ErrNotExist) && !guestfs.OwnFault(err) {
+		return fmt.Errorf("%w: %v", syscall.EIO, err)
+	}
+	return err
 }
 
 // vmNames gives each machine a name that a folder can have: its UUID where another
@@ -95,7 +109,7 @@ func (v mountVM) Attr(context.Context) (fusemount.Attr, error) {
 func (v mountVM) List(ctx context.Context, yield func(fusemount.Entry) bool) error {
 	points, err := v.m.a.repo.Points(ctx, v.vm.ID)
 	if err != nil {
-		return err
+		return present(err)
 	}
 	for _, p := range points {
 		if !yield(fusemount.Entry{Name: string(p.ID), Type: fs.ModeDir, Node: mountPoint{v.m, p}}) {
@@ -108,7 +122,7 @@ func (v mountVM) List(ctx context.Context, yield func(fusemount.Entry) bool) err
 func (v mountVM) Lookup(ctx context.Context, name string) (fusemount.Node, error) {
 	points, err := v.m.a.repo.Points(ctx, v.vm.ID)
 	if err != nil {
-		return nil, err
+		return nil, present(err)
 	}
 	for _, p := range points {
 		if string(p.ID) == name {
@@ -176,11 +190,15 @@ func (d mountDisk) Attr(context.Context) (fusemount.Attr, error) {
 
 func (d mountDisk) Open(ctx context.Context) (fusemount.Content, error) {
 	if d.p.m.Writable {
-		return d.p.m.scratch(ctx, d.p.point, d.disk)
+		x, err := d.p.m.scratch(ctx, d.p.point, d.disk)
+		if err != nil {
+			return nil, present(err)
+		}
+		return x, nil
 	}
 	x, err := d.p.m.a.repo.OpenDisk(ctx, d.p.point.VM, d.p.point.ID, d.disk.Index, repository.OpenOptions{Verified: d.p.m.Verified})
 	if err != nil {
-		return nil, err
+		return nil, present(err)
 	}
 	return x, nil
 }
@@ -235,10 +253,10 @@ func (t mountTop) Lookup(ctx context.Context, name string) (fusemount.Node, erro
 func (p mountPoint) use(ctx context.Context, f func(*guestfs.Guest) error) error {
 	o, err := p.m.get(ctx, p.point)
 	if err != nil {
-		return err
+		return present(err)
 	}
 	defer p.m.a.guests.release(o)
-	return f(o.guest)
+	return present(f(o.guest))
 }
 
 // guestNode is an inode of the machine.
@@ -325,12 +343,12 @@ func (l guestLink) Target(ctx context.Context) (target string, err error) {
 func (f guestFile) Open(ctx context.Context) (fusemount.Content, error) {
 	o, err := f.p.m.get(ctx, f.p.point)
 	if err != nil {
-		return nil, err
+		return nil, present(err)
 	}
 	x, err := o.guest.OpenFile(f.e)
 	if err != nil {
 		f.p.m.a.guests.release(o)
-		return nil, err
+		return nil, present(err)
 	}
 	return guestContent{x, func() { f.p.m.a.guests.release(o) }}, nil
 }

@@ -1,0 +1,81 @@
+package main_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/sendense/sendense/internal/cli/clitest"
+)
+
+// mounted mounts what a site has, until the test ends.
+func mounted(t *testing.T, s *clitest.Site, flags []string, more string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	s.Good(s.Control(flags, "mount "+dir+more))
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
+	return dir
+}
+
+// imagesOf returns the files of the disks in a repository.
+func imagesOf(t *testing.T, s *clitest.Site) []string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(s.Repo, "*", "disk-*", "*.qcow2"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("images: got %q, %v", paths, err)
+	}
+	return paths
+}
+
+func TestWhatTheRepositoryLostIsAnErrorInAMount(t *testing.T) {
+	s := siteOf(t, 64<<20, func(dir string) { put(t, "hello", dir, "etc/motd") })
+	dir := mounted(t, s, s.Alone(), "")
+	points, err := os.ReadDir(filepath.Join(dir, "web1"))
+	if err != nil || len(points) != 1 {
+		t.Fatalf("points: got %v, %v", points, err)
+	}
+	point := filepath.Join(dir, "web1", points[0].Name())
+	path := imagesOf(t, s)[0]
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for name, look := range map[string]func(path string) error{
+		"files":          func(p string) error { _, err := os.ReadDir(p); return err },
+		"disk-0":         func(p string) error { _, err := os.ReadDir(p); return err },
+		"files/etc/motd": func(p string) error { _, err := os.Lstat(p); return err },
+		"disk-0/fs":      func(p string) error { _, err := os.Lstat(p); return err },
+		"disk-0.raw": func(p string) error {
+			f, err := os.Open(p)
+			f.Close()
+			return err
+		},
+	} {
+		if err := look(filepath.Join(point, name)); !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s: got %v, want EIO", name, err)
+		}
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"files/etc/motd", "disk-0/fs/etc/motd"} {
+		if b, err := os.ReadFile(filepath.Join(point, name)); err != nil || string(b) != "hello" {
+			t.Errorf("%s once the image is back: got %q, %v", name, b, err)
+		}
+	}
+	record, err := filepath.Glob(filepath.Join(s.Repo, "*", "metadata.json"))
+	if err != nil || len(record) != 1 {
+		t.Fatalf("records: got %q, %v", record, err)
+	}
+	if err := os.WriteFile(record[0], []byte("no record"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	clitest.Until(t, "the kernel forgets the name", func() bool {
+		_, err = os.Lstat(filepath.Join(dir, "web1"))
+		return err != nil
+	})
+	if !errors.Is(err, syscall.EIO) {
+		t.Errorf("a machine whose record is damaged: got %v, want EIO", err)
+	}
+}
