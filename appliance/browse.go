@@ -26,6 +26,8 @@ type guests struct {
 	a         *Appliance
 	unlocking chan struct{} // has room for one: deriving keys takes much memory
 
+	closing sync.WaitGroup // of what nobody waits for but close
+
 	mu     sync.Mutex // guards the fields below
 	open   map[guestKey]*openGuest
 	closed bool
@@ -40,13 +42,14 @@ type guestKey struct {
 
 // openGuest is a point with its disks open.
 type openGuest struct {
-	key   guestKey
-	ready chan struct{} // closed when the fields below are set
-	guest *guestfs.Guest
-	disks []repository.Disk
-	err   error
+	key    guestKey
+	giveUp context.CancelFunc // ends the opening
+	ready  chan struct{}      // closed when the fields below are set
+	guest  *guestfs.Guest
+	disks  []repository.Disk
+	err    error
 
-	users int // guarded by guests.mu
+	users int // guarded by guests.mu, as are the fields below
 	used  time.Time
 	timer *time.Timer
 }
@@ -55,21 +58,9 @@ type openGuest struct {
 func (g *guests) get(ctx context.Context, p Point, verified bool, keyring string) (*openGuest, error) {
 	key := guestKey{p.VM, p.ID, verified, keyring}
 	for {
-		g.mu.Lock()
-		if g.closed {
-			g.mu.Unlock()
-			return nil, errShutdown
-		}
-		o := g.open[key]
-		if o == nil {
-			o = &openGuest{key: key, ready: make(chan struct{}), users: 1}
-			g.open[key] = o
-			g.mu.Unlock()
-			o.guest, o.disks, o.err = g.a.openGuest(ctx, p, verified, keyring)
-			close(o.ready)
-		} else {
-			o.users++
-			g.mu.Unlock()
+		o, err := g.join(ctx, key, p)
+		if err != nil {
+			return nil, err
 		}
 		select {
 		case <-o.ready:
@@ -92,6 +83,38 @@ func (g *guests) get(ctx context.Context, p Point, verified bool, keyring string
 	}
 }
 
+// join begins to open a point, or finds it being opened or open. The opening ends
+// before it is done when the last of those who wait for it leaves.
+func (g *guests) join(ctx context.Context, key guestKey, p Point) (*openGuest, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, errShutdown
+	}
+	if o := g.open[key]; o != nil {
+		o.users++
+		return o, nil
+	}
+	o := &openGuest{key: key, ready: make(chan struct{}), users: 1}
+	ctx, o.giveUp = context.WithCancel(context.WithoutCancel(ctx))
+	g.open[key] = o
+	go func() { // close waits for it
+		defer close(o.ready)
+		o.guest, o.disks, o.err = g.a.openGuest(ctx, p, key.verified, key.keyring)
+	}()
+	return o, nil
+}
+
+// works reports whether a point is open.
+func (o *openGuest) works() bool {
+	select {
+	case <-o.ready:
+		return o.err == nil
+	default:
+		return false
+	}
+}
+
 // forget lets the next one who asks open the point anew.
 func (g *guests) forget(o *openGuest) {
 	g.mu.Lock()
@@ -104,24 +127,26 @@ func (g *guests) forget(o *openGuest) {
 // release gives an open point back. It stays open for a while.
 func (g *guests) release(o *openGuest) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	o.users--
 	o.used = g.a.opts.Now()
-	if o.users > 0 {
-		return
-	}
-	kept := g.open[o.key] == o
-	if !kept || o.err != nil || g.closed {
-		if kept {
-			delete(g.open, o.key)
+	late := false
+	switch {
+	case o.users > 0:
+	case g.closed: // nobody waits for what is begun from now on
+		g.remove(o)
+		late = true
+	case g.open[o.key] == o && o.works():
+		if o.timer == nil {
+			o.timer = time.AfterFunc(idleGuest, func() { g.expire(o) })
 		}
+		g.evict()
+	default:
+		g.drop(o)
+	}
+	g.mu.Unlock()
+	if late {
 		o.close()
-		return
 	}
-	if o.timer == nil {
-		o.timer = time.AfterFunc(idleGuest, func() { g.expire(o) })
-	}
-	g.evict()
 }
 
 // expire closes an open point that nobody has used for a while, or looks again
@@ -129,7 +154,7 @@ func (g *guests) release(o *openGuest) {
 func (g *guests) expire(o *openGuest) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.open[o.key] != o {
+	if g.open[o.key] != o || g.closed {
 		return
 	}
 	left := idleGuest - g.a.opts.Now().Sub(o.used)
@@ -137,8 +162,7 @@ func (g *guests) expire(o *openGuest) {
 		o.timer.Reset(max(left, time.Second))
 		return
 	}
-	delete(g.open, o.key)
-	o.close()
+	g.drop(o)
 }
 
 // evict closes the point that has been idle for longest where there are too many.
@@ -155,16 +179,31 @@ func (g *guests) evict() {
 		}
 	}
 	if n > maxGuests {
-		delete(g.open, idle.key)
-		idle.close()
+		g.drop(idle)
 	}
+}
+
+// remove takes a point away that nobody uses. g.mu is held; the caller closes it
+// once that is free, since a disk may take long to answer.
+func (g *guests) remove(o *openGuest) {
+	if g.open[o.key] == o {
+		delete(g.open, o.key)
+	}
+	if o.timer != nil {
+		o.timer.Stop()
+	}
+}
+
+// drop removes a point and has it closed. g.mu is held, and g not closed.
+func (g *guests) drop(o *openGuest) {
+	g.remove(o)
+	g.closing.Go(o.close)
 }
 
 // close gives up what was opened. It is called once, by who removed o.
 func (o *openGuest) close() {
-	if o.timer != nil {
-		o.timer.Stop()
-	}
+	o.giveUp()
+	<-o.ready
 	if o.guest != nil {
 		o.guest.Close()
 	}
@@ -175,29 +214,39 @@ func (o *openGuest) close() {
 // closeIdle closes all that nobody uses, and the others when they are released.
 func (g *guests) closeIdle() {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.closed = true
-	for key, o := range g.open {
-		if o.users == 0 {
-			delete(g.open, key)
-			o.close()
-		}
+	idle := g.removeIdle(func(guestKey) bool { return true })
+	g.mu.Unlock()
+	for _, o := range idle {
+		o.close()
 	}
+	g.closing.Wait()
 }
 
 // closeOf closes what was opened with a keyring: now, or when it is released.
 func (g *guests) closeOf(keyring string) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	idle := g.removeIdle(func(k guestKey) bool { return k.keyring == keyring })
+	g.mu.Unlock()
+	for _, o := range idle {
+		o.close()
+	}
+}
+
+// removeIdle lets nobody find the points chosen any more, and returns those that
+// nobody uses. g.mu is held.
+func (g *guests) removeIdle(chosen func(guestKey) bool) (idle []*openGuest) {
 	for key, o := range g.open {
-		if key.keyring != keyring {
+		if !chosen(key) {
 			continue
 		}
 		delete(g.open, key)
 		if o.users == 0 {
-			o.close()
+			g.remove(o)
+			idle = append(idle, o)
 		}
 	}
+	return idle
 }
 
 // openGuest opens the disks of a point and looks at what is on them.
