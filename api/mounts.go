@@ -8,9 +8,10 @@ import (
 
 // MountRequest says what is mounted where.
 type MountRequest struct {
-	Dir      string `json:"dir"` // an empty folder, as an absolute path
-	Writable bool   `json:"writable,omitempty"`
-	Verified bool   `json:"verified,omitempty"`
+	Dir        string `json:"dir"` // an empty folder, as an absolute path
+	Writable   bool   `json:"writable,omitempty"`
+	Verified   bool   `json:"verified,omitempty"`
+	AllowOther bool   `json:"allow_other,omitempty"` // than the user whose process serves
 }
 
 func (s *server) mounts(w http.ResponseWriter, _ *http.Request) error {
@@ -22,7 +23,7 @@ func (s *server) mount(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
-	m, err := s.a.Mount(r.Context(), appliance.MountSpec{Dir: req.Dir, Writable: req.Writable, Verified: req.Verified}, r.Header.Get(KeyringHeader))
+	m, err := s.a.Mount(r.Context(), appliance.MountSpec{Dir: req.Dir, Writable: req.Writable, Verified: req.Verified, AllowOther: req.AllowOther}, r.Header.Get(KeyringHeader))
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,10 @@ type MountSpec struct {
 	// the mount.
 	Writable bool `json:"writable,omitempty"`
 	// Verified compares what is read with its digests.
-	Verified bool      `json:"verified,omitempty"`
+	Verified bool `json:"verified,omitempty"`
+	// AllowOther lets other users in than the one whose process serves: to files as
+	// far as their modes in the guest let them, and not to the disks.
+	AllowOther bool      `json:"allow_other,omitempty"`
 	Created  time.Time `json:"created"`
 }
 
@@ -58,7 +61,7 @@ func (a *Appliance) Mount(ctx context.Context, s MountSpec, keyring string) (Mou
 		return MountSpec{}, err
 	}
 	m.server, err = fusemount.Mount(s.Dir, mountRoot{m}, fusemount.Options{
-		Writable: s.Writable, AllowOther: os.Geteuid() == 0, Lazy: true, Log: a.log})
+		Writable: s.Writable, AllowOther: s.AllowOther, Lazy: true, Log: a.log})
 	if err != nil {
 		a.dropKeyring(m.keys.ring)
 		return MountSpec{}, mountError(s.Dir, err)

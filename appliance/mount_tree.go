@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,7 +41,8 @@ type mountPoint struct {
 func folder(changing bool, at time.Time, id ...any) fusemount.Attr {
 	h := fnv.New64a()
 	fmt.Fprint(h, id...)
-	return fusemount.Attr{ID: fusemount.ID{Volume: 1, Inode: h.Sum64()}, Mode: fs.ModeDir | 0o555, Links: 2, Modified: at, Changed: at, Changing: changing}
+	return fusemount.Attr{ID: fusemount.ID{Volume: 1, Inode: h.Sum64()}, Mode: fs.ModeDir | 0o555, Links: 2, Modified: at, Changed: at, Changing: changing,
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
 }
 
 func (r mountRoot) Attr(context.Context) (fusemount.Attr, error) {
@@ -181,9 +183,9 @@ type mountDisk struct {
 
 func (d mountDisk) Attr(context.Context) (fusemount.Attr, error) {
 	a := folder(false, d.p.time(), "disk", d.p.point.VM, d.p.point.ID, d.disk.Index)
-	a.Mode, a.Links, a.Size = 0o444, 1, d.disk.Size
+	a.Mode, a.Links, a.Size = 0o400, 1, d.disk.Size // whose files are on it is nobody's to say here
 	if d.p.m.Writable {
-		a.Mode = 0o644
+		a.Mode = 0o600
 	}
 	return a, nil
 }

@@ -25,7 +25,10 @@ func (s service) mount() *cobra.Command {
 		Long: "Mount shows DIR/{vm}/{point}/disk-0.raw, the live image of a disk; files/, the tree as\n" +
 			"the machine saw it; and disk-0/, its file systems by position. A control plane serves\n" +
 			"until unmount. Without one a process in the background does; with --foreground it is\n" +
-			"the command itself. Passphrases are kept in its memory until unmount.",
+			"the command itself. Passphrases are kept in its memory until unmount.\n\n" +
+			"Only the user whose process serves gets in: root, if that is a control plane's. With\n" +
+			"--allow-other all users of this host do, to each file as far as its mode in the guest\n" +
+			"lets a user of that number; disks stay closed to them.",
 		RunE: func(c *cobra.Command, args []string) error {
 			r.Dir = args[0]
 			if err := absolute(&r.Dir); err != nil {
@@ -36,6 +39,7 @@ func (s service) mount() *cobra.Command {
 	f := c.Flags()
 	f.BoolVar(&r.Writable, "writable", false, "let disks be written; what is written is thrown away with the mount")
 	f.BoolVar(&r.Verified, "verified", false, "compare every cluster with its digest as it is read")
+	f.BoolVar(&r.AllowOther, "allow-other", false, "let all users of this host in, as far as the modes of files let them")
 	f.BoolVar(&foreground, "foreground", false, "serve until interrupted")
 	p.flags(c)
 	return c

@@ -3,11 +3,13 @@ package main_test
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
 
 	"github.com/sendense/sendense/internal/cli/clitest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 // mounted mounts what a site has, until the test ends.
@@ -78,4 +80,59 @@ func TestWhatTheRepositoryLostIsAnErrorInAMount(t *testing.T) {
 	if !errors.Is(err, syscall.EIO) {
 		t.Errorf("a machine whose record is damaged: got %v, want EIO", err)
 	}
+}
+
+// asNobody runs a program as a user who may do nothing in particular.
+func asNobody(argv ...string) ([]byte, error) {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	return cmd.Output()
+}
+
+func TestAMountOfRootIsNotForEverybody(t *testing.T) {
+	requires.Root(t)
+	s := siteOf(t, 64<<20, func(dir string) {
+		put(t, "hello", dir, "etc/motd")
+		put(t, "secret", dir, "etc/shadow")
+		for path, mode := range map[string]os.FileMode{"": 0o755, "etc": 0o755, "etc/motd": 0o644, "etc/shadow": 0o640} {
+			if err := os.Chmod(filepath.Join(dir, path), mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	dir, err := os.MkdirTemp("/var/tmp", "sendense-test-") // others get as far as there
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		syscall.Unmount(dir, syscall.MNT_DETACH)
+		os.Remove(dir)
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	bothHosts(t, s, func(t *testing.T, s *clitest.Site, flags []string) {
+		s.Good(s.Control(flags, "mount "+dir))
+		if list, err := asNobody("ls", dir); err == nil {
+			t.Errorf("a mount, as another user: got %q, want no answer", list)
+		}
+		s.Good(s.Control(flags, "unmount "+dir))
+
+		s.Good(s.Control(flags, "mount --writable --allow-other "+dir))
+		points, err := os.ReadDir(filepath.Join(dir, "web1"))
+		if err != nil || len(points) != 1 {
+			t.Fatalf("points: got %v, %v", points, err)
+		}
+		point := filepath.Join(dir, "web1", points[0].Name())
+		if b, err := asNobody("cat", point+"/files/etc/motd"); err != nil || string(b) != "hello" {
+			t.Errorf("what all may read, as another user: got %q, %v", b, err)
+		}
+		for _, name := range []string{"disk-0.raw", "files/etc/shadow"} {
+			if _, err := asNobody("head", "-c", "1", filepath.Join(point, name)); err == nil {
+				t.Errorf("%s: another user may read it", name)
+			}
+		}
+		s.Good(s.Control(flags, "unmount "+dir))
+	})
 }
