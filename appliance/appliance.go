@@ -47,10 +47,13 @@ type Options struct {
 	// SessionDir is where the files of sessions lie; default: there are none. Only
 	// the one host that owns the repository has sessions.
 	SessionDir  string
-	MaxSessions int              // default MaxSessions
-	Metrics     *Metrics         // default: none
-	Log         *slog.Logger     // default: discard
-	Now         func() time.Time // default time.Now
+	MaxSessions int // default MaxSessions
+	// ScratchDir is where what is written to mounts lies until they end, made if it
+	// is missing; default RunDir, as where it cannot be written.
+	ScratchDir string
+	Metrics    *Metrics         // default: none
+	Log        *slog.Logger     // default: discard
+	Now        func() time.Time // default time.Now
 }
 
 // Appliance does the product's work on one repository. Its methods may be called

@@ -2,13 +2,16 @@ package appliance
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sendense/sendense/fusemount"
@@ -27,7 +30,7 @@ type MountSpec struct {
 	// AllowOther lets other users in than the one whose process serves: to files as
 	// far as their modes in the guest let them, and not to the disks.
 	AllowOther bool      `json:"allow_other,omitempty"`
-	Created  time.Time `json:"created"`
+	Created    time.Time `json:"created"`
 }
 
 // mount is a mount at work.
@@ -37,7 +40,6 @@ type mount struct {
 	server *fusemount.Server
 	stop   context.CancelFunc
 	done   chan struct{}
-	dir    string // of scratch copies; "" until there is one
 	keys   mountKeys
 
 	mu     sync.Mutex // guards the field below
@@ -178,8 +180,8 @@ func (a *Appliance) closeMounts() {
 	}
 }
 
-// scratchDisk is a disk of a writable mount: what is written goes to a file that
-// is removed with the mount.
+// scratchDisk is a disk of a writable mount: what is written goes to a file that is
+// gone with the mount.
 type scratchDisk struct {
 	*image.Writer
 	disk repository.Disk
@@ -196,19 +198,11 @@ func (m *mount) scratch(ctx context.Context, p Point, d repository.PointDisk) (*
 	if x := m.copies[key]; x != nil {
 		return x, nil
 	}
-	if m.dir == "" {
-		dir, err := os.MkdirTemp(m.a.opts.RunDir, "scratch-")
-		if err != nil {
-			return nil, err
-		}
-		m.dir = dir
-	}
 	disk, err := m.a.repo.OpenDisk(ctx, p.VM, p.ID, d.Index, repository.OpenOptions{Verified: m.Verified})
 	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(m.dir, key+".qcow2")
-	w, err := newScratch(path, disk)
+	w, err := m.a.newScratch(disk)
 	if err != nil {
 		return nil, errors.Join(err, disk.Close())
 	}
@@ -216,7 +210,19 @@ func (m *mount) scratch(ctx context.Context, p Point, d repository.PointDisk) (*
 	return m.copies[key], nil
 }
 
-func newScratch(path string, disk repository.Disk) (*image.Writer, error) {
+// newScratch makes a scratch copy of a disk. Its file has no name once it is open, so
+// that nothing stays of it however this process ends.
+func (a *Appliance) newScratch(disk repository.Disk) (*image.Writer, error) {
+	dir := a.opts.ScratchDir
+	err := os.MkdirAll(dir, 0o700)
+	if dir == "" || errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
+		dir, err = a.opts.RunDir, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, "scratch-"+rand.Text()+".qcow2")
+	defer os.Remove(path)
 	if err := image.Create(path, image.CreateOptions{Size: disk.Size()}); err != nil {
 		return nil, err
 	}
@@ -231,7 +237,4 @@ func (m *mount) dropScratch() {
 		_ = errors.Join(x.Writer.Close(), x.disk.Close()) // nobody wants what they hold
 	}
 	m.copies = nil
-	if m.dir != "" {
-		os.RemoveAll(m.dir)
-	}
 }

@@ -165,6 +165,14 @@ func TestAWritableMountIsScratch(t *testing.T) {
 		if got, err := os.ReadFile(disk); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("disk that was written: got other bytes (%v)", err)
 		}
+		for _, place := range []string{s.Run, s.Path("backups/.sendense/scratch"), os.TempDir() + "/sendense-run-*"} {
+			if left, err := filepath.Glob(place + "/scratch*"); err != nil || len(left) > 0 {
+				t.Errorf("what a kill would leave: got %q, %v", left, err)
+			}
+		}
+		if _, err := os.Stat(s.Path("backups/.sendense/scratch")); err != nil {
+			t.Errorf("the place of scratch copies: %v", err)
+		}
 		s.Good(s.Control(flags, "unmount "+dir))
 		s.Good(s.Control(flags, "mount "+dir))
 		if got, err := os.ReadFile(disk); err != nil || !bytes.Equal(got[:8192], append(append(want[:4096:4096], got[4096:4103]...), want[4103:8192]...)) || bytes.Contains(got, []byte("scratch")) {

@@ -82,7 +82,8 @@ func Open(ctx context.Context, o Options) (_ *Host, err error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	h.appliance, err = appliance.Open(ctx, appliance.Options{Repository: h.repo, Journal: keeper, Volatile: volatile, RunDir: o.RunDir,
-		RestoreExports: o.Exclusive, SessionDir: filepath.Join(h.repo.Root(), stateDir, "sessions"), Metrics: appliance.NewMetrics(registry), Log: o.Log})
+		RestoreExports: o.Exclusive, SessionDir: filepath.Join(h.repo.Root(), stateDir, "sessions"),
+		ScratchDir: filepath.Join(h.repo.Root(), stateDir, "scratch"), Metrics: appliance.NewMetrics(registry), Log: o.Log})
 	if err != nil {
 		return nil, err
 	}
