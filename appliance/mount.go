@@ -94,11 +94,7 @@ func (m *mount) serve(ctx context.Context) {
 		m.a.log.Error("mount ended", "dir", m.Dir, "err", err)
 	}
 	m.stop()
-	m.a.mu.Lock()
-	if m.a.mounts[m.Dir] == m {
-		delete(m.a.mounts, m.Dir)
-	}
-	m.a.mu.Unlock()
+	m.forget()
 	m.dropScratch()
 	m.a.dropKeyring(m.keys.ring)
 }
@@ -117,8 +113,12 @@ func (a *Appliance) Mounts() []MountSpec {
 
 // Unmount takes a mount away.
 func (a *Appliance) Unmount(_ context.Context, dir string) error {
+	at := filepath.Clean(dir)
+	if resolved, err := fusemount.Resolve(dir); err == nil {
+		at = resolved
+	}
 	a.mu.Lock()
-	m := a.mounts[filepath.Clean(dir)]
+	m := a.mounts[at]
 	a.mu.Unlock()
 	if m == nil {
 		return &Error{Code: CodeNotFound, Msg: fmt.Sprintf("Nothing of ours is mounted at %s.", dir), Hint: "Take other mounts away with: umount " + dir}
@@ -143,9 +143,16 @@ func (m *mount) wait() {
 	case <-m.done:
 	case <-t.C:
 		m.a.log.Info("mount is gone here, and used in other mount namespaces", "dir", m.Dir)
-		m.a.mu.Lock()
+		m.forget()
+	}
+}
+
+// forget takes a mount off the list, where another one may be at its folder by now.
+func (m *mount) forget() {
+	m.a.mu.Lock()
+	defer m.a.mu.Unlock()
+	if m.a.mounts[m.Dir] == m {
 		delete(m.a.mounts, m.Dir)
-		m.a.mu.Unlock()
 	}
 }
 

@@ -95,7 +95,7 @@ type Server struct {
 // which has to be done, or Unmount.
 func Mount(dir string, root Dir, opts Options) (*Server, error) {
 	opts.defaults()
-	dir, err := resolve(dir)
+	dir, err := Resolve(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -256,10 +256,35 @@ func (s *Server) end(lazy bool) error {
 		s.start()
 		return nil
 	}
-	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("unmount %s: %w%s: leave it, or detach it with: umount -l %s", s.dir, ErrBusy, by(users(s.dir)), s.dir)
+	return unmountError(s.dir, err)
+}
+
+// Unmount takes away the mount that any process of this program, or none any more,
+// serves at a folder. The error is fs.ErrNotExist if there is none, and ErrBusy if
+// it is used.
+func Unmount(dir string) error {
+	dir, err := Resolve(dir)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("unmount %s: %w", s.dir, err)
+	m, err := mountAt(dir)
+	if err != nil {
+		return err
+	}
+	if m == nil || !m.ours() {
+		return fmt.Errorf("unmount %s: no mount of ours: %w", dir, fs.ErrNotExist)
+	}
+	if err := unmount(dir, false); err != nil {
+		return unmountError(dir, err)
+	}
+	return nil
+}
+
+func unmountError(dir string, err error) error {
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("unmount %s: %w%s: leave it, or detach it with: umount -l %s", dir, ErrBusy, by(users(dir)), dir)
+	}
+	return fmt.Errorf("unmount %s: %w", dir, err)
 }
 
 func by(users []string) string {
@@ -292,9 +317,9 @@ func checkFolder(dir string) error {
 	return nil
 }
 
-// resolve returns an absolute path without links, and does not look at what is
-// mounted there.
-func resolve(dir string) (string, error) {
+// Resolve returns an absolute path without links, as mounts are known by. It does
+// not look at what is mounted there, where nobody might answer.
+func Resolve(dir string) (string, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err

@@ -96,7 +96,7 @@ func dead(dir string) bool {
 // Clear takes away the mounts of servers of ours that were killed, at dir. A mount
 // that is served, or that is not ours, stays; ErrMounted says so.
 func Clear(dir string) error {
-	dir, err := resolve(dir)
+	dir, err := Resolve(dir)
 	if err != nil {
 		return err
 	}

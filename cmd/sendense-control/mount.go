@@ -2,17 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
+	"io/fs"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sendense/sendense/api"
 	"github.com/sendense/sendense/appliance"
+	"github.com/sendense/sendense/fusemount"
 	"github.com/sendense/sendense/internal/cli"
 	"github.com/sendense/sendense/internal/host"
 )
@@ -86,10 +86,16 @@ func (s service) runMount(c *cobra.Command, r api.MountRequest, p *passphrases, 
 // mountHere mounts through a connection. The mount keeps the passphrases.
 func (s service) mountHere(c *cobra.Command, conn *host.Connection, r api.MountRequest, list [][]byte) (m appliance.MountSpec, err error) {
 	err = withKeyring(c, conn, list, func(conn *host.Connection, keyring string) error {
-		m, err = conn.Mount(c.Context(), r, keyring)
+		// A mount that nobody waits for any more would stay.
+		m, err = conn.Mount(context.WithoutCancel(c.Context()), r, keyring)
 		return err
 	})
 	return m, err
+}
+
+func isNotFound(err error) bool {
+	e := appliance.AsError(err)
+	return e != nil && e.Code == appliance.CodeNotFound
 }
 
 // waitMounted waits until a mount is gone, and takes it away when ctx ends.
@@ -107,35 +113,34 @@ func (s service) unmount() *cobra.Command {
 			if err := absolute(&dir); err != nil {
 				return err
 			}
-			return s.with(c, false, func(conn *host.Connection) error {
-				err := conn.Unmount(c.Context(), dir)
-				if e := appliance.AsError(err); e != nil && e.Code == appliance.CodeNotFound {
-					err = unmountOther(c.Context(), dir, e)
-				}
-				if err != nil {
-					return err
-				}
-				return s.Print(c, map[string]string{"unmounted": dir}, func(w io.Writer) { fmt.Fprintln(w, "unmounted", dir) })
-			})
+			if err := s.unmountAt(c.Context(), dir); err != nil {
+				return err
+			}
+			return s.Print(c, map[string]string{"unmounted": dir}, func(w io.Writer) { fmt.Fprintln(w, "unmounted", dir) })
 		}}
 }
 
-// unmountOther takes away the mount of another process of ours.
-func unmountOther(ctx context.Context, dir string, missing error) error {
-	table, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return err
+// unmountAt takes a mount away: that of a control plane, or of another process of
+// ours. No repository is needed for that.
+func (s service) unmountAt(ctx context.Context, dir string) error {
+	conn, err := host.Find(ctx, s.Control, s.Repository)
+	if conn != nil {
+		defer conn.Close()
+		if err = conn.Unmount(ctx, dir); err == nil || !isNotFound(err) {
+			return err
+		}
 	}
-	if !strings.Contains(string(table), " "+strings.ReplaceAll(dir, " ", `\040`)+" fuse.sendense ") {
-		return missing
+	other := fusemount.Unmount(dir)
+	switch {
+	case other == nil:
+		return nil
+	case errors.Is(other, fs.ErrNotExist) && err != nil:
+		return err // the control plane has it, or nobody
+	case errors.Is(other, fs.ErrNotExist):
+		return &appliance.Error{Code: appliance.CodeNotFound, Err: other, Msg: fmt.Sprintf("Nothing of ours is mounted at %s.", dir),
+			Hint: "Take other mounts away with: umount " + dir}
+	case errors.Is(other, fusemount.ErrBusy):
+		return &appliance.Error{Code: appliance.CodeBusy, Err: other, Msg: cli.Sentence(other.Error()), Hint: "Close what uses it; find out with: fuser -vm " + dir}
 	}
-	argv := []string{"umount", "--", dir}
-	if os.Geteuid() != 0 {
-		argv = []string{"fusermount3", "-u", "--", dir}
-	}
-	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput()
-	if err != nil {
-		return &appliance.Error{Code: appliance.CodeBusy, Err: err, Msg: cli.Sentence(strings.TrimSpace(string(out))), Hint: "Close what uses it; find out with: fuser -vm " + dir}
-	}
-	return nil
+	return &appliance.Error{Code: appliance.CodeDenied, Err: other, Msg: cli.Sentence(other.Error()), Hint: "Run as the user who mounted it, or as root."}
 }

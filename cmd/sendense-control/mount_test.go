@@ -2,9 +2,11 @@ package main_test
 
 import (
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -135,4 +137,81 @@ func TestAMountOfRootIsNotForEverybody(t *testing.T) {
 		}
 		s.Good(s.Control(flags, "unmount "+dir))
 	})
+}
+
+func TestUnmountNeedsNoRepository(t *testing.T) {
+	s := siteOf(t, 64<<20, func(dir string) { put(t, "hello", dir, "etc/motd") })
+	none := []string{"--repository", s.Path("none")}
+	bothHosts(t, s, func(t *testing.T, s *clitest.Site, flags []string) {
+		dir := mounted(t, s, flags, "")
+		s.Good(s.Control(none, "unmount "+dir))
+		if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
+			t.Errorf("after unmount: got %v, %v", list, err)
+		}
+		clitest.Refused(t, s.Control(none, "unmount "+dir), 3, "mounted")
+
+		dir = mounted(t, s, flags, "")
+		link := filepath.Join(t.TempDir(), "link")
+		if err := os.Symlink(dir, link); err != nil {
+			t.Fatal(err)
+		}
+		s.Good(s.Control(flags, "unmount "+link))
+		if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
+			t.Errorf("after unmount by a link: got %v, %v", list, err)
+		}
+
+		dir = mounted(t, s, flags, "")
+		used, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clitest.Refused(t, s.Control(none, "unmount "+dir), 4, "in use")
+		used.Close()
+		s.Good(s.Control(none, "unmount "+dir))
+	})
+	dir := t.TempDir()
+	p := clitest.Start(t, s.Bin+"/sendense-control", append(s.Alone(), "mount", "--foreground", dir)...)
+	clitest.Until(t, "it is mounted", func() bool { return p.Stdout() != "" })
+	p.Kill()
+	s.Good(s.Control(s.Alone(), "unmount "+dir))
+}
+
+func TestAMountInTheForegroundEndsWithItsCommand(t *testing.T) {
+	s := siteOf(t, 64<<20, func(dir string) { put(t, "hello", dir, "etc/motd") })
+	bothHosts(t, s, func(t *testing.T, s *clitest.Site, flags []string) {
+		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+			dir := t.TempDir()
+			p := clitest.Start(t, s.Bin+"/sendense-control", append(flags, "mount", "--foreground", dir)...)
+			clitest.Until(t, "it is mounted", func() bool { return p.Stdout() != "" })
+			if r := p.Signal(sig); r.Code != 0 {
+				t.Errorf("%v: got %+v", sig, r)
+			}
+			if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
+				t.Errorf("after %v: got %v, %v", sig, list, err)
+			}
+		}
+	})
+}
+
+func TestAMountThatLingersElsewhereHidesNoNewerOne(t *testing.T) {
+	requires.Root(t)
+	requires.Tool(t, "unshare")
+	s := siteOf(t, 64<<20, func(dir string) { put(t, "hello", dir, "etc/motd") })
+	s.Daemon()
+	dir := mounted(t, s, s.Via(), "")
+	elsewhere := clitest.Start(t, "unshare", "--mount", "--propagation", "private", "sh", "-c", "echo there; exec sleep 60")
+	clitest.Until(t, "the mount is in another namespace", func() bool { return elsewhere.Stdout() != "" })
+	before := clitest.Start(t, s.Bin+"/sendense-control", append(s.Via(), "unmount", dir)...)
+	clitest.Until(t, "it is gone here", func() bool {
+		table, err := os.ReadFile("/proc/self/mountinfo")
+		return err == nil && !strings.Contains(string(table), " "+dir+" ")
+	})
+	s.Good(s.Control(s.Via(), "mount "+dir))
+	s.Good(before.Wait())
+	resp := request(t, s, "/v1/mounts")
+	defer resp.Body.Close()
+	if list, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(list), dir) {
+		t.Errorf("mounts: got %s, %v, want the newer one", list, err)
+	}
+	s.Good(s.Control(s.Via(), "unmount "+dir))
 }

@@ -36,24 +36,38 @@ func (c *Connection) Close() error {
 	return c.close()
 }
 
-// Connect reaches the control plane at the address control; if that is "", the
-// one at the default place, should it run and own the repository of o. If there
-// is none it runs an appliance in this process, on o.Repository.
+// Connect reaches the control plane that Find does. If there is none it runs an
+// appliance in this process, on o.Repository.
 func Connect(ctx context.Context, control string, o Options) (*Connection, error) {
-	if control != "" {
-		c, err := client.New(control)
-		if err != nil {
-			return nil, err
-		}
-		ctx, cancel := context.WithTimeout(ctx, answersWithin)
-		defer cancel()
-		_, err = c.Health(ctx)
-		return &Connection{Client: c, close: func() error { return nil }}, err
-	}
-	if c := running(ctx, o.Repository); c != nil {
-		return &Connection{Client: c, close: func() error { return nil }}, nil
+	c, err := Find(ctx, control, o.Repository)
+	if c != nil || err != nil {
+		return c, err
 	}
 	return embed(ctx, o)
+}
+
+// Find reaches the control plane at the address control; if that is "", the one at
+// the default place, should it run and own the repository at a path. It returns nil
+// if there is none.
+func Find(ctx context.Context, control, repository string) (*Connection, error) {
+	open := func(c *client.Client) *Connection { return &Connection{Client: c, close: func() error { return nil }} }
+	if control == "" {
+		if c := running(ctx, repository); c != nil {
+			return open(c), nil
+		}
+		return nil, nil
+	}
+	c, err := client.New(control)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	if _, err := c.Health(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return open(c), nil
 }
 
 // running returns a client of the control plane at the default place if it runs
