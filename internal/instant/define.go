@@ -218,7 +218,7 @@ func (d Definer) Try(ctx context.Context, description string) error {
 // would be hard to undo.
 func (d Definer) Define(ctx context.Context, m machine.Definition) (consoles []string, err error) {
 	ctx = context.WithoutCancel(ctx)
-	x := defining{Definition: m}
+	x := defining{Definition: m, theirs: true}
 	if err = d.with(ctx, x.define); err == nil && x.refused != nil {
 		return nil, x.refused
 	}
@@ -242,7 +242,7 @@ type defining struct {
 	machine.Definition
 	refused error // why it was not begun
 	begun   bool  // there may be a machine
-	theirs  bool  // the file of its firmware's variables was there before
+	theirs  bool  // the file of its firmware's variables was there before, or may have been
 }
 
 func (x *defining) define(h *Hypervisor) error {
@@ -269,7 +269,7 @@ func (x *defining) define(h *Hypervisor) error {
 	}
 	if path := machine.Variables(text); path != "" {
 		_, err := os.Lstat(path)
-		x.theirs = err == nil
+		x.theirs = !errors.Is(err, os.ErrNotExist)
 	}
 	if !x.Start {
 		return nil
