@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/sendense/sendense/capture"
 	"github.com/sendense/sendense/internal/instant"
@@ -82,6 +83,9 @@ func (a *Appliance) Restore(ctx context.Context, request RestoreRequest) (Job, e
 	}
 	judge := a.fit(ctx, r)
 	plan, err := r.target.Plan(ctx, r.machine) // before there is a job
+	if err == nil {
+		err = ctx.Err() // nobody waits for it any more
+	}
 	if err != nil {
 		r.close()
 		return Job{}, restoreError(err)
@@ -204,9 +208,15 @@ func (r *RestoreRequest) libvirt(uri string) (restore.Target, error) {
 
 func restoreError(err error) error {
 	var refusal *restore.Refusal
+	var partial *restore.PartialError
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &partial):
+		e := *AsError(restoreError(partial.Err))
+		e.Msg = fmt.Sprintf("%s %s: what is there now is neither what was nor the point.", sentence(e.Error()), strings.Join(partial.Paths, ", "))
+		e.Hint = strings.TrimSpace(e.Hint + " Run the restore again; with --delta it writes only what is not yet as it should be.")
+		return &e
 	case errors.Is(err, machine.ErrRemains):
 		return &Error{Code: CodeInternal, Msg: sentence(err.Error()), Err: err,
 			Hint: "Its disks were left for it. Once libvirt answers, see whether it is there: virsh list --all"}
@@ -221,6 +231,10 @@ func restoreError(err error) error {
 		return &Error{Code: CodeUnreachable, Msg: sentence(err.Error()), Err: err, Hint: "Start libvirt, with: systemctl start libvirtd (or virtqemud)"}
 	case errors.Is(err, instant.ErrRejected):
 		return &Error{Code: CodeInternal, Msg: sentence(err.Error()), Err: err, Hint: "Nothing was left. See libvirt's log, and try other hardware or no --start."}
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT): // which reading a point does not meet
+		return &Error{Code: CodeNoSpace, Msg: sentence(err.Error()), Err: err, Hint: "Free space where the disks go, or choose another place, and start again."}
+	case errors.Is(err, syscall.EFBIG):
+		return &Error{Code: CodeInvalid, Msg: sentence(err.Error()), Err: err, Hint: "The file system takes no file of that length: choose another place, or --format qcow2."}
 	case errors.Is(err, fs.ErrNotExist):
 		return &Error{Code: CodeNotFound, Msg: sentence(err.Error()), Err: err, Hint: "Check the path after --to or --storage; a folder has to be there."}
 	}

@@ -32,7 +32,9 @@ func (s service) restore() *cobra.Command {
 			"The new machine is described as the one that was captured, fitted to what the host has; what cannot be\n" +
 			"carried over is told. Machines that are there are never touched. What its guest needs to run on its new\n" +
 			"hardware is looked up on its disks: drivers, and names and addresses of hardware. See it before anything\n" +
-			"is done with --dry-run. A restore that fails or is cancelled leaves nothing.",
+			"is done with --dry-run.\n\n" +
+			"A restore to files or to libvirt that fails or is cancelled leaves nothing. Devices stay overwritten as far\n" +
+			"as it came; run it again, with --delta.",
 		RunE: func(c *cobra.Command, args []string) error {
 			r.VM, r.Point = args[0], args[1]
 			if c.Flags().Changed("disk") {

@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sendense/sendense/internal/cli/clitest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 func TestRestoreGivesDisksBack(t *testing.T) {
@@ -57,4 +60,24 @@ func TestRestoreGivesDisksBack(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestARestoreThatHasNoRoomSaysWhere(t *testing.T) {
+	requires.Root(t)
+	s, flags, _ := site(t, false)
+	small := s.Path("small")
+	if err := os.Mkdir(small, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	clitest.Tool(t, "mount", "-t", "tmpfs", "-o", "size=1m", "sendense-test", small)
+	t.Cleanup(func() { clitest.Tool(t, "umount", "-l", small) })
+	for _, format := range []string{"raw", "qcow2"} {
+		r := s.Control(flags, "restore web1 latest --format "+format+" --to file:"+small)
+		if r.Code != 8 || !strings.Contains(r.Stderr, small) || !strings.Contains(r.Stderr, "hint: Free space where the disks go") {
+			t.Errorf("%s: got %+v, want it to say that there is no room, and where", format, r)
+		}
+		if left, err := os.ReadDir(small); err != nil || len(left) > 0 {
+			t.Errorf("%s: left: %v, %v", format, left, err)
+		}
+	}
 }

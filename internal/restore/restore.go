@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -67,8 +69,9 @@ type PlannedDisk struct {
 	Overwrites bool `json:"overwrites"`
 }
 
-// Target is a place to restore to. It is used once: Plan, then Open for each disk,
-// then Commit or Abort. restoretest has its conformance suite.
+// Target is a place to restore to. Plan may be called any number of times; then it is
+// used once: Open for each disk, then Commit or Abort. restoretest has its conformance
+// suite.
 type Target interface {
 	// Plan checks that the machine fits and says what would happen. It changes
 	// nothing. Errors wrap [ErrRefused] where another target would do.
@@ -112,6 +115,21 @@ func (r *Refusal) Is(target error) bool { return target == ErrRefused }
 // ErrRefused says that a target cannot or must not take the machine.
 var ErrRefused = errors.New("refused")
 
+// PartialError says that a restore failed when it had written to devices that were
+// to be overwritten: they hold neither what they did nor what they should.
+type PartialError struct {
+	Paths []string
+	Err   error
+}
+
+// Error names the devices.
+func (e *PartialError) Error() string {
+	return fmt.Sprintf("%v; overwritten in part: %s", e.Err, strings.Join(e.Paths, ", "))
+}
+
+// Unwrap returns why it failed.
+func (e *PartialError) Unwrap() error { return e.Err }
+
 // Options say how disks are written.
 type Options struct {
 	// Delta reads what the target holds and writes only what differs.
@@ -137,7 +155,7 @@ type RestoredDisk struct {
 }
 
 // Run plans, writes all disks and commits.
-func Run(ctx context.Context, t Target, m Machine, o Options) (Result, error) {
+func Run(ctx context.Context, t Target, m Machine, o Options) (_ Result, err error) {
 	plan, err := t.Plan(ctx, m)
 	if err != nil {
 		return Result{}, err
@@ -146,6 +164,12 @@ func Run(ctx context.Context, t Target, m Machine, o Options) (Result, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, int64, int64) {}
 	}
+	var written []string
+	defer func() {
+		if err != nil && len(written) > 0 {
+			err = &PartialError{written, err}
+		}
+	}()
 	total, done := int64(0), int64(0)
 	for _, d := range m.Disks {
 		total += d.Device.Size()
@@ -153,7 +177,11 @@ func Run(ctx context.Context, t Target, m Machine, o Options) (Result, error) {
 	for i, d := range m.Disks {
 		x := RestoredDisk{PlannedDisk: plan.Disks[i]}
 		c := &copier{src: d.Device, opts: o, out: &x, report: func(n int64) { o.Progress(d.Key, done+n, total) }}
-		if err := c.restore(ctx, t, d); err != nil {
+		err := c.restore(ctx, t, d)
+		if x.Overwrites && c.wrote.Load() {
+			written = append(written, x.To)
+		}
+		if err != nil {
 			return r, errors.Join(fmt.Errorf("restore disk %s to %s: %w", d.Key, x.To, err), t.Abort())
 		}
 		done += d.Device.Size()
@@ -181,6 +209,7 @@ type copier struct {
 	opts   Options
 	out    *RestoredDisk
 	report func(done int64)
+	wrote  atomic.Bool // something, or tried to
 }
 
 func (c *copier) restore(ctx context.Context, t Target, d Disk) (err error) {
@@ -202,7 +231,7 @@ func (c *copier) restore(ctx context.Context, t Target, d Disk) (err error) {
 	return block.Flush(ctx, c.dst)
 }
 
-// done counts what became of a run.
+// counts are how many bytes of a run became what.
 type counts struct{ written, zeroed, same int64 }
 
 func (c *copier) extents(ctx context.Context, exts []block.Extent) error {
@@ -278,6 +307,7 @@ func (c *copier) piece(ctx context.Context, off, n int64, data bool) (counts, er
 // put writes a run.
 func (c *copier) put(ctx context.Context, p []byte, off int64, data bool) (counts, error) {
 	n := int64(len(p))
+	c.wrote.Store(true)
 	if !data {
 		return counts{zeroed: n}, block.WriteZeroes(ctx, c.dst, off, n, block.MayTrim)
 	}

@@ -2,10 +2,12 @@ package restore_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/sendense/sendense/block/blocktest"
@@ -95,6 +97,31 @@ func TestDeltaWritesWhatDiffers(t *testing.T) {
 	}
 	if got, _ := os.ReadFile(target.Paths[0]); !bytes.Equal(got, content) {
 		t.Error("the device holds something else")
+	}
+}
+
+// broken is a disk that cannot be read.
+type broken struct{ *blocktest.Memory }
+
+func (broken) ReadAt(context.Context, []byte, int64) error { return os.ErrDeadlineExceeded }
+
+func TestDevicesThatWereWrittenInPartAreTold(t *testing.T) {
+	for name, c := range map[string]struct{ written, want int }{"none was written": {0, 0}, "one was": {1, 1}} {
+		target, m := devices(t, []int64{1 << 20, 1 << 20}), disks(2)
+		for i := range m.Disks {
+			d := m.Disks[i].Device.(*blocktest.Memory)
+			if err := d.WriteAt(t.Context(), bytes.Repeat([]byte("data"), 256<<10), 0); err != nil {
+				t.Fatal(err)
+			}
+			if i >= c.written {
+				m.Disks[i].Device = broken{d}
+			}
+		}
+		_, err := restore.Run(t.Context(), target, m, restore.Options{})
+		var partial *restore.PartialError
+		if !errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &partial) != (c.want > 0) || c.want > 0 && !slices.Equal(partial.Paths, target.Paths[:c.want]) {
+			t.Errorf("%s: got %v", name, err)
+		}
 	}
 }
 
