@@ -58,6 +58,9 @@ func (a *Appliance) Mount(ctx context.Context, s MountSpec, keyring string) (Mou
 	// Who looks first is not to wait until all records have been read. What is wrong
 	// with one is told to who looks.
 	_, _ = a.repo.VMs(ctx)
+	if err := ctx.Err(); err != nil { // nobody waits for it any more
+		return MountSpec{}, err
+	}
 	var err error
 	if m.keys.ring, err = a.shareKeyring(keyring); err != nil {
 		return MountSpec{}, err

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -114,14 +115,12 @@ func (a *Appliance) prepare(ctx context.Context, request RestoreRequest) (*resto
 	if r.vm, r.point, err = a.Point(ctx, request.VM, request.Point); err != nil {
 		return nil, err
 	}
-	r.machine.Name = fileName(r.vm.Name)
+	r.machine.Name = diskName(r.vm.Name)
 	if t, ok := r.target.(*restore.Libvirt); ok {
 		if t.Name == "" {
 			t.Name = r.vm.Name
 		}
-		if r.machine.Name = fileName(t.Name); r.machine.Name == "" {
-			r.machine.Name = "machine" // of signs that no file should be called
-		}
+		r.machine.Name = diskName(t.Name)
 		if len(r.point.Config) > 0 {
 			var c capture.Config
 			if err := decodeConfig(r.point.Config, &c); err != nil {
@@ -131,6 +130,11 @@ func (a *Appliance) prepare(ctx context.Context, request RestoreRequest) (*resto
 		}
 	}
 	return r, a.openRestored(ctx, r)
+}
+
+// diskName returns what the files of a machine's disks begin with.
+func diskName(machine string) string {
+	return cmp.Or(fileName(machine), "machine") // of signs that no file should be called
 }
 
 // openRestored opens the disks.

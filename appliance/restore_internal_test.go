@@ -31,3 +31,11 @@ func TestErrorsOfRestoresSayWhereAndWhatToDo(t *testing.T) {
 		}
 	}
 }
+
+func TestFilesOfDisksHaveNames(t *testing.T) {
+	for name, want := range map[string]string{"web 1": "web-1", "機械": "machine", "": "machine", "../x": "x"} {
+		if got := diskName(name); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
+	}
+}

@@ -88,7 +88,16 @@ func (f *Files) Commit(ctx context.Context) (Made, error) {
 	if err := f.publish(); err != nil {
 		return Made{}, err
 	}
-	return Made{}, f.settle()
+	var made Made
+	if err := f.settle(); err != nil { // they are complete all the same
+		made.Notes = append(made.Notes, secondName(err))
+	}
+	return made, nil
+}
+
+// secondName says that settle failed.
+func secondName(err error) string {
+	return fmt.Sprintf("A second name of its files could not be removed: %v.", err)
 }
 
 // finish makes the files durable and gives them to whom they shall belong; nil:

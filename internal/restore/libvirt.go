@@ -282,7 +282,7 @@ func (t *Libvirt) Commit(ctx context.Context) (Made, error) {
 		made.Machine.State = "running"
 	}
 	if err := t.files.settle(); err != nil {
-		made.Notes = append(made.Notes, fmt.Sprintf("A second name of its files could not be removed: %v.", err))
+		made.Notes = append(made.Notes, secondName(err))
 	}
 	if t.pool != "" {
 		if err := t.Hypervisor.Refresh(context.WithoutCancel(ctx), t.pool); err != nil {

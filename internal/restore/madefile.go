@@ -105,6 +105,9 @@ func (m *madeFile) create(format string, size int64) (block.Device, error) {
 	}
 	var err error
 	if m.lock, err = take(m.partial); err != nil {
+		if !errors.Is(err, ErrRefused) { // another restore has it, and removes it
+			err = errors.Join(err, remove(m.partial))
+		}
 		return nil, err
 	}
 	m.ours = true
@@ -132,7 +135,10 @@ func newImage(path, format string, size int64) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Truncate(size), f.Close())
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		return errors.Join(err, remove(path))
+	}
+	return nil
 }
 
 // finish makes what was written durable.

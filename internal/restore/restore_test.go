@@ -157,3 +157,21 @@ func mountedLoop(t *testing.T) string {
 	t.Cleanup(func() { exec.Command("umount", dir).Run() })
 	return string(bytes.TrimSpace(out))
 }
+
+// endless is a disk that no file system has room for.
+type endless struct{ *blocktest.Memory }
+
+func (endless) Size() int64 { return 1 << 60 }
+
+func TestAFileThatCannotBeMadeIsNotLeft(t *testing.T) {
+	for _, format := range []string{restore.Raw, restore.QCOW2} {
+		dir, m := t.TempDir(), disks(1)
+		m.Disks[0].Device = endless{blocktest.NewMemory(512)}
+		if _, err := restore.Run(t.Context(), &restore.Files{Dir: dir, Format: format}, m, restore.Options{}); err == nil {
+			t.Errorf("%s: got no error", format)
+		}
+		if left := names(t, dir); len(left) > 0 {
+			t.Errorf("%s: left %q", format, left)
+		}
+	}
+}
