@@ -168,9 +168,9 @@ func printNotes(w io.Writer, notes []string) {
 // printFindings prints what is known of the guest on its new hardware.
 func printFindings(w io.Writer, findings []fit.Finding) {
 	for _, f := range findings {
-		fmt.Fprintf(w, "%-13s  %s\n", f.Severity, f.Text)
+		fmt.Fprintf(w, "%-13s  %s\n", f.Severity, appliance.Visible(f.Text))
 		if f.Hint != "" {
-			fmt.Fprintf(w, "%-13s  hint: %s\n", "", f.Hint)
+			fmt.Fprintf(w, "%-13s  hint: %s\n", "", appliance.Visible(f.Hint))
 		}
 	}
 }

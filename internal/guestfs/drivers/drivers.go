@@ -14,6 +14,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/sendense/sendense/internal/guestfs/tree"
 )
@@ -113,12 +114,12 @@ func (g *Guest) Clean() {
 
 func clean(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) { // such as what turns text around
 			return -1
 		}
 		return r
 	}, strings.ToValidUTF8(s, "?"))
-	return s[:min(len(s), 300)]
+	return strings.ToValidUTF8(s[:min(len(s), 300)], "")
 }
 
 // inspector looks at one machine.

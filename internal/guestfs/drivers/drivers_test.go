@@ -238,3 +238,21 @@ func TestWhatAGuestWroteIsCleaned(t *testing.T) {
 		t.Errorf("kernel: got %+v", g.Kernels)
 	}
 }
+
+func TestWhatAGuestWroteDoesNothingToATerminal(t *testing.T) {
+	for name, want := range map[string]string{
+		"plain é":                           "plain é",
+		"\x1b[2Jcleared":                    "[2Jcleared",
+		"c1 \u009b2J":                       "c1 2J",
+		"turned \u202egnp.exe":              "turned gnp.exe",
+		"nothing \u200bwide\ufeff\u2028":    "nothing wide",
+		"no UTF-8 \xff":                     "no UTF-8 ?",
+		strings.Repeat("é", 200) + "\u00e9": strings.Repeat("é", 150),
+		"x" + strings.Repeat("é", 200):      "x" + strings.Repeat("é", 149),
+	} {
+		g := drivers.Guest{Tool: name}
+		if g.Clean(); g.Tool != want {
+			t.Errorf("%q: got %q, want %q", name, g.Tool, want)
+		}
+	}
+}
