@@ -88,8 +88,8 @@ func group(c *cobra.Command, args []string) error {
 	return Usagef(hint, "There is no command %q.", c.CommandPath()+" "+args[0])
 }
 
-// Main runs the program and returns its exit code. The first SIGINT or SIGTERM
-// ends the context of the command, the second one the process.
+// Main runs the program and returns its exit code. The first SIGINT, SIGTERM or
+// SIGHUP ends the context of the command, another SIGINT or SIGTERM the process.
 func (p *Program) Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	ctx, stop := withSignals(ctx)
 	defer stop()
@@ -130,11 +130,20 @@ func (p *Program) prepare(c *cobra.Command) {
 }
 
 // withSignals returns a context that ends with the first signal. From then on
-// signals do what they do by default.
+// signals do what they do by default, but for SIGHUP: who loses a terminal gets it
+// from the shell, and again from the kernel. One that was ignored stays so, as nohup
+// wants.
 func withSignals(ctx context.Context) (context.Context, func()) {
+	stopHangup := func() {}
+	if !signal.Ignored(syscall.SIGHUP) {
+		ctx, stopHangup = signal.NotifyContext(ctx, syscall.SIGHUP)
+	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
-	return ctx, stop
+	return ctx, func() {
+		stop()
+		stopHangup()
+	}
 }
 
 // results remembers the first error of writing what a command prints.

@@ -95,16 +95,20 @@ func TestMainTellsErrors(t *testing.T) {
 }
 
 func TestTheFirstSignalEndsTheContext(t *testing.T) {
-	p := cli.New("prog", "Try things", "v1")
-	p.Root.AddCommand(&cobra.Command{Use: "wait", RunE: func(c *cobra.Command, _ []string) error {
-		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
-			return err
+	for _, signals := range [][]syscall.Signal{{syscall.SIGTERM}, {syscall.SIGINT}, {syscall.SIGHUP, syscall.SIGHUP}} {
+		p := cli.New("prog", "Try things", "v1")
+		p.Root.AddCommand(&cobra.Command{Use: "wait", RunE: func(c *cobra.Command, _ []string) error {
+			for _, sig := range signals {
+				if err := syscall.Kill(os.Getpid(), sig); err != nil {
+					return err
+				}
+				<-c.Context().Done()
+			}
+			return c.Context().Err()
+		}})
+		if code := p.Main(context.Background(), []string{"wait"}, io.Discard, io.Discard); code != 130 {
+			t.Errorf("exit code after %v: got %d, want 130", signals, code)
 		}
-		<-c.Context().Done()
-		return c.Context().Err()
-	}})
-	if code := p.Main(context.Background(), []string{"wait"}, io.Discard, io.Discard); code != 130 {
-		t.Errorf("exit code: got %d, want 130", code)
 	}
 }
 
