@@ -11,6 +11,7 @@ func (s *server) restore(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
+	req.Keyring = r.Header.Get(KeyringHeader)
 	j, err := s.a.Restore(r.Context(), req)
 	if err != nil {
 		return err
@@ -23,6 +24,7 @@ func (s *server) planRestore(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
+	req.Keyring = r.Header.Get(KeyringHeader)
 	p, err := s.a.PlanRestore(r.Context(), req)
 	if err != nil {
 		return err

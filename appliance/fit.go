@@ -27,7 +27,7 @@ func (a *Appliance) fit(ctx context.Context, r *restoring) func(*restore.Planned
 
 // lookInto reads what concerns hardware from the disks.
 func (a *Appliance) lookInto(ctx context.Context, r *restoring) (fit.Guest, error) {
-	o, err := a.guests.get(ctx, r.point, r.request.Verified, "")
+	o, err := a.guests.get(ctx, r.point, r.request.Verified, r.request.Keyring)
 	if err != nil {
 		return fit.Guest{}, err
 	}

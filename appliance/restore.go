@@ -33,6 +33,9 @@ type RestoreRequest struct {
 	Verified bool `json:"verified,omitempty"`
 	// Machine says what machine libvirt gets; nil: the defaults. Others get none.
 	Machine *RestoreMachine `json:"machine,omitempty"`
+	// Keyring is the ID of passphrases with which it is looked for what the guest
+	// needs; empty: none.
+	Keyring string `json:"-"`
 }
 
 // RestoreMachine says what a restored machine is like.

@@ -9,10 +9,10 @@ import (
 
 // PlanRestore says what a restore would do.
 func (c *Client) PlanRestore(ctx context.Context, r appliance.RestoreRequest) (restore.Plan, error) {
-	return get[restore.Plan](ctx, c, "POST", "/v1/restores/plan", r)
+	return getWith[restore.Plan](ctx, c, r.Keyring, "POST", "/v1/restores/plan", r)
 }
 
 // Restore starts a job that writes disks of a point.
 func (c *Client) Restore(ctx context.Context, r appliance.RestoreRequest) (appliance.Job, error) {
-	return get[appliance.Job](ctx, c, "POST", "/v1/restores", r)
+	return getWith[appliance.Job](ctx, c, r.Keyring, "POST", "/v1/restores", r)
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/internal/cli/clitest"
+	"github.com/sendense/sendense/internal/guest"
+	"github.com/sendense/sendense/internal/guest/guesttest"
 	"github.com/sendense/sendense/internal/guestfs/fstest"
 )
 
@@ -51,6 +53,7 @@ func lockedSite(t *testing.T) (s *clitest.Site, large string) {
 }
 
 func TestEncryptedVolumes(t *testing.T) {
+	host := guesttest.Host(t)
 	s, large := lockedSite(t)
 	for _, mode := range []string{"alone", "with a control plane"} {
 		flags := s.Alone()
@@ -69,6 +72,7 @@ func TestEncryptedVolumes(t *testing.T) {
 			locked(t, &s, flags)
 			unlocked(t, &s, flags, large)
 			unlockedMount(t, &s, flags)
+			unlockedRestore(t, &s, flags, host)
 		})
 		if daemon != nil {
 			r := daemon.Signal(syscall.SIGTERM)
@@ -210,5 +214,18 @@ func unlockedMount(t *testing.T, s *clitest.Site, flags []string) {
 			t.Errorf("what is locked, mounted with%s: got %q, %v", keys, b, err)
 		}
 		s.Good(s.Control(flags, "unmount "+dir))
+	}
+}
+
+// unlockedRestore checks what is found out about a guest for its new hardware.
+func unlockedRestore(t *testing.T, s *clitest.Site, flags []string, host *guest.Host) {
+	t.Helper()
+	line := "restore web1 latest --dry-run --network isolated --storage " + t.TempDir() + " --to libvirt:" + host.URI()
+	const nothing = "No operating system was found"
+	if r := s.Good(s.Control(flags, line)); !strings.Contains(r.Stdout, nothing) {
+		t.Errorf("a restore without a passphrase: got %s, want %q", r.Stdout, nothing)
+	}
+	if r := s.Good(s.Control(flags, line+" --passphrase-file "+s.Path("first"))); strings.Contains(r.Stdout, nothing) || !strings.Contains(r.Stdout, "machine web1") {
+		t.Errorf("a restore with its passphrase: got %s", r.Stdout)
 	}
 }

@@ -21,6 +21,7 @@ var ofMachines = []string{"name", "storage", "network", "keep-identity", "start"
 func (s service) restore() *cobra.Command {
 	var r appliance.RestoreRequest
 	var m appliance.RestoreMachine
+	var p passphrases
 	var disk int
 	var dryRun bool
 	c := &cobra.Command{Use: "restore VM POINT --to PLACE", Short: "Write the disks of a point to files or block devices, or make a machine of them", Args: cli.Args(2, 2),
@@ -51,7 +52,10 @@ func (s service) restore() *cobra.Command {
 			if err := absoluteStorage(&m.Storage); err != nil {
 				return err
 			}
-			return s.with(c, false, func(conn *host.Connection) error { return s.runRestore(c, conn, r, dryRun) })
+			return s.unlocking(c, &p, func(conn *host.Connection, keyring string) error {
+				r.Keyring = keyring
+				return s.runRestore(c, conn, r, dryRun)
+			})
 		}}
 	f := c.Flags()
 	f.StringVar(&r.To, "to", "", "`place`: file:DIR, blockdev:PATH[,PATH] or libvirt[:URI]")
@@ -65,6 +69,7 @@ func (s service) restore() *cobra.Command {
 	f.StringVar(&m.Network, "network", "", "libvirt `network` for its interfaces, or isolated (default as captured, if it is there)")
 	f.BoolVar(&m.KeepIdentity, "keep-identity", false, "give it the UUID and the addresses of the VM, which must be gone from there")
 	f.BoolVar(&m.Start, "start", false, "start it")
+	p.flags(c)
 	return c
 }
 
