@@ -134,16 +134,8 @@ func (v mountVM) Lookup(ctx context.Context, name string) (fusemount.Node, error
 	return nil, fs.ErrNotExist
 }
 
-func (p mountPoint) time() time.Time {
-	t, err := time.Parse("20060102-150405", string(p.point.ID))
-	if err != nil {
-		return time.Time{}
-	}
-	return t
-}
-
 func (p mountPoint) Attr(context.Context) (fusemount.Attr, error) {
-	return folder(false, p.time(), "point", p.point.VM, p.point.ID), nil
+	return folder(false, p.point.ID.Time(), "point", p.point.VM, p.point.ID), nil
 }
 
 func (p mountPoint) List(_ context.Context, yield func(fusemount.Entry) bool) error {
@@ -182,7 +174,7 @@ type mountDisk struct {
 }
 
 func (d mountDisk) Attr(context.Context) (fusemount.Attr, error) {
-	a := folder(false, d.p.time(), "disk", d.p.point.VM, d.p.point.ID, d.disk.Index)
+	a := folder(false, d.p.point.ID.Time(), "disk", d.p.point.VM, d.p.point.ID, d.disk.Index)
 	a.Mode, a.Links, a.Size = 0o400, 1, d.disk.Size // whose files are on it is nobody's to say here
 	if d.p.m.Writable {
 		a.Mode = 0o600
@@ -212,7 +204,7 @@ type mountTop struct {
 }
 
 func (t mountTop) Attr(context.Context) (fusemount.Attr, error) {
-	return folder(false, t.p.time(), "top", t.p.point.VM, t.p.point.ID, t.path), nil
+	return folder(false, t.p.point.ID.Time(), "top", t.p.point.VM, t.p.point.ID, t.path), nil
 }
 
 // node opens the point and finds where the tree begins.
