@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 
@@ -112,19 +113,30 @@ func hold(path string) (*held, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &held{}
-	if number, ok := deviceNumber(st); ok {
-		h.lock, err = claim(path, number)
-	} else if h.lock, err = image.Lock(path); errors.Is(err, image.ErrLocked) {
-		err = fmt.Errorf("%w: %s is open in another program: shut its machine down, or end what uses it (who it is: fuser -v %s)", ErrRefused, path, path)
-	}
+	lock, err := keep(path, st)
 	if err != nil {
 		return nil, err
 	}
+	h := &held{lock: lock}
 	if h.w, err = image.OpenRawWriter(path); err != nil {
 		return nil, errors.Join(err, h.close())
 	}
 	return h, nil
+}
+
+// keep keeps others away from a device or an image until what it returns is closed.
+func keep(path string, st fs.FileInfo) (io.Closer, error) {
+	if number, ok := deviceNumber(st); ok {
+		return claim(path, number)
+	}
+	if at := loopOf(st); at != "" {
+		return nil, fmt.Errorf("%w: %s is in use: %s shows it; unmount that, and end it with: losetup -d %s", ErrRefused, path, at, at)
+	}
+	lock, err := image.Lock(path)
+	if errors.Is(err, image.ErrLocked) {
+		err = fmt.Errorf("%w: %s is open in another program: shut its machine down, or end what uses it (who it is: fuser -v %s)", ErrRefused, path, path)
+	}
+	return lock, err
 }
 
 // claim opens a block device as a mount would, which is refused while it is mounted,

@@ -94,3 +94,18 @@ func writerOf(number uint64) string {
 	}
 	return ""
 }
+
+// loopOf returns the loop device that shows a file; "" if none does.
+func loopOf(file fs.FileInfo) string {
+	paths, _ := filepath.Glob("/sys/block/loop*/loop/backing_file") // the pattern is a good one
+	for _, p := range paths {
+		backing, err := os.ReadFile(p)
+		if err != nil {
+			continue // it was given up meanwhile
+		}
+		if st, err := os.Stat(strings.TrimSpace(string(backing))); err == nil && os.SameFile(st, file) {
+			return "/dev/" + strings.Split(p, "/")[3]
+		}
+	}
+	return ""
+}

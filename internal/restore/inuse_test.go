@@ -98,6 +98,14 @@ func TestWhatSomebodyUsesIsNotOverwritten(t *testing.T) {
 			openInQEMU(t, used)
 			return []string{free, used}
 		},
+		"an image that a loop device shows": func(t *testing.T, free string) []string {
+			used, _ := loop(t)
+			image, err := os.ReadFile("/sys/block/" + filepath.Base(used) + "/loop/backing_file")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return []string{free, strings.TrimSpace(string(image))}
+		},
 		"a device that QEMU has open": func(t *testing.T, free string) []string {
 			used, _ := loop(t)
 			openInQEMU(t, used)
