@@ -125,7 +125,7 @@ func (s service) unmount() *cobra.Command {
 func (s service) unmountAt(ctx context.Context, dir string) error {
 	conn, err := host.Find(ctx, s.Control, s.Repository)
 	if conn != nil {
-		defer conn.Close()
+		defer func() { _ = conn.Close() }() // nothing is kept in it
 		if err = conn.Unmount(ctx, dir); err == nil || !isNotFound(err) {
 			return err
 		}
