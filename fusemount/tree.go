@@ -27,7 +27,8 @@ import (
 // anything else needs to be no more than a Node. Methods may be called
 // concurrently, and return errors that wrap those of [fs] where they fit:
 // fs.ErrNotExist, fs.ErrPermission. Any other error is shown as one of input and
-// output, and logged.
+// output, and logged. Where a directory does not change the kernel keeps that a name
+// is not there, so fs.ErrNotExist must say nothing else.
 //
 // The context of a method ends when the one who asked is gone, for example killed.
 // A method that waits for long should give up then.
