@@ -155,8 +155,10 @@ func (x *search) all(points []string) error {
 		if len(points) == 1 || x.ends(err) {
 			return err
 		}
-		x.tell(p, appliance.File{Name: ".", Error: appliance.AsError(err).Error()})
 		last, failed = err, failed+1
+		if err := x.tell(p, appliance.File{Name: ".", Error: appliance.AsError(err).Error()}); err != nil {
+			return err
+		}
 	}
 	if failed == len(points) {
 		return last
