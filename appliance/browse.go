@@ -276,7 +276,7 @@ func (a *Appliance) openDisks(ctx context.Context, p Point, verified bool) ([]re
 			return nil, nil, errors.Join(userError(err), closeAll(disks))
 		}
 		disks = append(disks, x)
-		list = append(list, guestfs.Disk{Index: d.Index, Device: x})
+		list = append(list, guestfs.Disk{Index: d.Index, Key: d.Key, Device: x})
 	}
 	return disks, list, nil
 }

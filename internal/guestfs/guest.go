@@ -70,7 +70,9 @@ func Main() { sandbox.Run(map[string]sandbox.Task{child.Task: child.Run}) }
 
 // Disk is a disk of a machine.
 type Disk struct {
-	Index  int
+	Index int
+	// Key is what the machine calls it, such as vda; empty: not known.
+	Key    string
 	Device block.Device
 }
 
@@ -127,7 +129,7 @@ func open(ctx context.Context, o Options, machines ...[]Disk) ([]*Guest, error) 
 		g := &Guest{machine: i, disks: map[int]block.Device{}}
 		var list []proto.Disk
 		for _, d := range disks {
-			list = append(list, proto.Disk{Number: len(devices), Index: d.Index, Key: fmt.Sprint(d.Index), Size: d.Device.Size()})
+			list = append(list, proto.Disk{Number: len(devices), Index: d.Index, Key: d.Key, Size: d.Device.Size()})
 			devices = append(devices, d.Device)
 			g.disks[d.Index] = d.Device
 		}

@@ -171,7 +171,7 @@ func (s *server) open(r *proto.Request) (proto.Reply, error) {
 	for _, list := range r.Disks {
 		var disks []volume.Disk
 		for _, d := range list {
-			disks = append(disks, volume.Disk{Index: d.Index, Key: fmt.Sprintf("disk-%d", d.Index), Volume: &disk{s.disks, d.Number, d.Size}})
+			disks = append(disks, volume.Disk{Index: d.Index, Key: fmt.Sprintf("disk-%d", d.Index), Device: d.Key, Volume: &disk{s.disks, d.Number, d.Size}})
 		}
 		m := tree.Open(disks, volume.Scan(disks, volume.Options{Keys: keys}), openFS)
 		s.mu.Lock()

@@ -3,6 +3,9 @@ package child
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
 
 	"github.com/sendense/sendense/internal/guestfs/btrfs"
 	"github.com/sendense/sendense/internal/guestfs/exfat"
@@ -60,12 +63,26 @@ func openBtrfs(v fsys.Volume, others []fsys.Volume, subvolume string) (fsys.File
 		}
 	}
 	if err == nil && subvolume != "" {
-		f, err = f.OpenSubvolume(subvolume)
+		if f, err = openSubvolume(f, subvolume); errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("its subvolume %s: %v: %w", subvolume, err, fsys.ErrUnsupported) // a path may be there all the same
+		}
 	}
 	if err != nil {
 		return nil, nil, err
 	}
 	return f, on, nil
+}
+
+// openSubvolume opens a subvolume by path or number.
+func openSubvolume(f *btrfs.FS, subvolume string) (*btrfs.FS, error) {
+	if strings.HasPrefix(subvolume, "/") {
+		return f.OpenSubvolume(subvolume)
+	}
+	id, err := strconv.ParseUint(subvolume, 10, 64)
+	if err != nil {
+		return nil, err
+	}
+	return f.OpenSubvolumeID(id)
 }
 
 // devices returns the volumes that are some of the devices of a file system.

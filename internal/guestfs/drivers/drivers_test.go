@@ -142,7 +142,7 @@ func TestKernelsAsOthersPlaceThem(t *testing.T) {
 func TestNamesAndAddressesOfHardware(t *testing.T) {
 	g := look(t, root(t, func(dir string) {
 		fstest.Write(t, dir, "etc/os-release", "ID=demo\nNAME=Demo\n")
-		fstest.Write(t, dir, "etc/fstab", "# /dev/sdz1 /old ext4\nUUID=1 / ext4 rw 0 1\n/dev/vdb1 /srv ext4 nofail,ro 0 2\n/dev/sda1\t/boot ext4 defaults\n"+
+		fstest.Write(t, dir, "etc/fstab", "# /dev/sdz1 /old ext4\nUUID=1 / ext4 rw 0 1\n/dev/vdb1 /srv ext4 nofail,ro 0 2\n/dev/sda1\t/data ext4 defaults\n"+
 			"/dev/nvme0n1p3 /opt xfs defaults\n/dev/mapper/vg-x /x ext4 rw\n/dev/vda5 none swap sw\n/dev/vdc\n")
 		fstest.Write(t, dir, "etc/crypttab", "secret /dev/xvda3 none luks\n")
 		fstest.Write(t, dir, "boot/grub/grub.cfg", "\tlinux /vmlinuz root=/dev/vda1 ro quiet resume=/dev/vda5\n\tlinux /other root=UUID=1\n\tlinux /vmlinuz root=/dev/vda1 ro\n")
@@ -152,7 +152,7 @@ func TestNamesAndAddressesOfHardware(t *testing.T) {
 		fstest.Write(t, dir, "etc/sysconfig/network-scripts/ifcfg-ens3", "BOOTPROTO=dhcp\n")
 	}))
 	for _, want := range []drivers.Name{
-		{File: "/etc/fstab", Device: "/dev/vdb1", For: "/srv", Optional: true}, {File: "/etc/fstab", Device: "/dev/sda1", For: "/boot"},
+		{File: "/etc/fstab", Device: "/dev/vdb1", For: "/srv", Optional: true}, {File: "/etc/fstab", Device: "/dev/sda1", For: "/data"},
 		{File: "/etc/fstab", Device: "/dev/nvme0n1p3", For: "/opt"}, {File: "/etc/fstab", Device: "/dev/vda5", For: "swap", Optional: true},
 		{File: "/etc/crypttab", Device: "/dev/xvda3", For: "secret"}, {File: "/boot/grub/grub.cfg", Device: "/dev/vda1", For: "root"},
 		{File: "/boot/grub/grub.cfg", Device: "/dev/vda5", For: "resume", Optional: true}, {File: "/boot/loader/entries/a.conf", Device: "/dev/sda2", For: "root"},

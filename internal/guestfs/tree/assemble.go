@@ -4,11 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
-	"regexp"
-	"slices"
-	"strconv"
-	"strings"
+
+	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
 // assemble finds the guest's root and mounts on it what the guest would.
@@ -16,9 +13,9 @@ func (s *System) assemble() {
 	best := 0
 	for i := range s.volumes {
 		for _, subvolume := range rootSubvolumes(s.volumes[i].Type) {
-			index := s.mountIndex(i, subvolume)
-			root, err := s.rootOf(index)
+			root, err := s.rootOf(own(s.mountIndex(i, subvolume)))
 			if err != nil {
+				s.missed(err)
 				continue
 			}
 			if score := s.looksLikeRoot(root); score > best {
@@ -26,17 +23,44 @@ func (s *System) assemble() {
 			}
 		}
 	}
-	if !s.hasRoot && NewLockedError(s.volumes) != nil {
+	if !s.hasRoot && (s.lost != nil || NewLockedError(s.volumes) != nil) {
 		return // it is there, most likely
 	}
 	if !s.hasRoot {
 		s.onlyOne()
 		return
 	}
+	s.followTable()
 	s.mark(s.root.FS, "/")
 	s.detect()
-	s.cryptTable()
 	s.mountTable()
+}
+
+// missed keeps an error of the disks, for which the guest's root may not be found.
+func (s *System) missed(err error) {
+	if s.lost == nil && errors.Is(err, fsys.ErrVolume) {
+		s.lost = err
+	}
+}
+
+// maxRoots is how often the fstab of one root may name another.
+const maxRoots = 3
+
+// followTable goes to the root that the fstab names: it knows better than names do what
+// its root is. What else is to be learnt is learnt from there.
+func (s *System) followTable() {
+	s.cryptTable()
+	for range maxRoots {
+		root, ok := s.rootOfTable()
+		if !ok || root == s.root {
+			return
+		}
+		s.root, s.os = root, OS{}
+		for i := range s.volumes {
+			s.volumes[i].Devices = s.places[i].devices
+		}
+		s.cryptTable()
+	}
 }
 
 // rootSubvolumes are those in which distributions put their root; the empty one is
@@ -52,7 +76,7 @@ func rootSubvolumes(fsType string) []string {
 // tree.
 func (s *System) onlyOne() {
 	for i := range s.volumes {
-		root, err := s.rootOf(s.mountIndex(i, ""))
+		root, err := s.rootOf(own(s.mountIndex(i, "")))
 		if err != nil {
 			continue
 		}
@@ -69,7 +93,11 @@ func (s *System) onlyOne() {
 func (s *System) mark(mount int, at string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := &s.volumes[s.mounted[mount-1].volume]
+	i := s.mounted[mount&^1].volume
+	if i < 0 {
+		return
+	}
+	v := &s.volumes[i]
 	if v.Mounted == "" || at == "" {
 		v.Mounted = at
 	}
@@ -84,9 +112,11 @@ func (s *System) looksLikeRoot(root Node) int {
 		score int
 	}{{"etc/os-release", 4}, {"usr/lib/os-release", 4}, {"etc/fstab", 3}, {"etc/passwd", 2}, {"Windows/System32/config/SOFTWARE", 8},
 		{"Windows/System32/ntoskrnl.exe", 4}, {"WINNT/System32/config/SOFTWARE", 8}} {
-		if _, err := s.below(root, x.path); err == nil {
+		_, err := s.below(root, x.path)
+		if err == nil {
 			score += x.score
 		}
+		s.missed(err)
 	}
 	return score
 }
@@ -120,164 +150,4 @@ func (s *System) config(p string) (string, error) {
 		return "", err
 	}
 	return string(b[:m]), nil
-}
-
-// mountTable mounts what the guest's fstab names.
-func (s *System) mountTable() {
-	text, err := s.config("etc/fstab")
-	if err != nil {
-		return
-	}
-	entries := parseFstab(text)
-	slices.SortStableFunc(entries, func(a, b fstabEntry) int { return len(a.dir) - len(b.dir) })
-	for _, e := range entries {
-		if err := s.mountEntry(e); err != nil {
-			s.os.Notes = append(s.os.Notes, fmt.Sprintf("Its fstab has %s on %s, which is not shown there: %v.", e.spec, e.dir, err))
-		}
-	}
-}
-
-var errNoVolume = errors.New("no disk of this point holds it")
-
-func (s *System) mountEntry(e fstabEntry) error {
-	i, ok := s.volumeFor(e.spec)
-	if !ok {
-		return errNoVolume
-	}
-	subvolume := ""
-	if name, ok := e.option("subvol"); ok && s.volumes[i].Type == "btrfs" {
-		subvolume = path.Clean("/" + name)
-	}
-	index := s.mountIndex(i, subvolume)
-	root, err := s.rootOf(index)
-	if err != nil {
-		return err
-	}
-	if e.dir == "/" {
-		// The fstab knows better than names do what its root is.
-		s.root = root
-		s.mark(index, "/")
-		return nil
-	}
-	at, err := s.below(s.root, e.dir)
-	if err != nil {
-		return err
-	}
-	if a, err := s.Stat(at); err != nil || !a.Mode.IsDir() {
-		return errors.Join(err, ErrNotDir)
-	}
-	if at == s.root || at == root {
-		return nil
-	}
-	s.mu.Lock()
-	s.over[at] = root
-	s.mu.Unlock()
-	s.mark(index, e.dir)
-	return nil
-}
-
-// fstabEntry is a line of an fstab(5).
-type fstabEntry struct {
-	spec, dir, fsType string
-	options           []string
-}
-
-// option returns the value of an option.
-func (e fstabEntry) option(name string) (value string, ok bool) {
-	for _, o := range e.options {
-		if k, v, _ := strings.Cut(o, "="); k == name {
-			return v, true
-		}
-	}
-	return "", false
-}
-
-// pseudo are types in an fstab that no disk holds.
-var pseudo = []string{"proc", "sysfs", "tmpfs", "devpts", "devtmpfs", "swap", "cgroup", "cgroup2", "debugfs", "securityfs", "efivarfs",
-	"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "overlay", "fuse.sshfs", "none", "autofs"}
-
-// parseFstab returns the lines that mount something of a disk on a directory.
-func parseFstab(text string) []fstabEntry {
-	var list []fstabEntry
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) < 3 || strings.HasPrefix(f[0], "#") || len(list) >= 1000 {
-			continue
-		}
-		e := fstabEntry{spec: unescape(f[0]), dir: path.Clean("/" + unescape(f[1])), fsType: f[2]}
-		if len(f) > 3 {
-			e.options = strings.Split(f[3], ",")
-		}
-		_, bind := e.option("bind")
-		_, rbind := e.option("rbind")
-		if bind || rbind || !strings.HasPrefix(f[1], "/") || slices.Contains(pseudo, e.fsType) {
-			continue
-		}
-		list = append(list, e)
-	}
-	return list
-}
-
-// unescape undoes the octal escapes of fstab(5), and quotes of a tag's value.
-func unescape(s string) string {
-	s = octal.ReplaceAllStringFunc(s, func(o string) string {
-		n, err := strconv.ParseUint(o[1:], 8, 8)
-		if err != nil {
-			return o
-		}
-		return string([]byte{byte(n)})
-	})
-	return strings.ReplaceAll(s, `"`, "")
-}
-
-var octal = regexp.MustCompile(`\\[0-3][0-7][0-7]`)
-
-// volumeFor returns the volume that an fstab names.
-func (s *System) volumeFor(spec string) (int, bool) {
-	tag, value, tagged := strings.Cut(spec, "=")
-	if dir, name := path.Split(spec); strings.HasPrefix(dir, "/dev/disk/by-") {
-		tag, value, tagged = strings.TrimSuffix(strings.TrimPrefix(dir, "/dev/disk/by-"), "/"), name, true
-	}
-	for i, v := range s.volumes {
-		if v.Device == nil && !v.Locked {
-			continue
-		}
-		same := false
-		switch strings.ToLower(tag) {
-		case "uuid":
-			same = tagged && strings.EqualFold(v.UUID, value)
-		case "label":
-			same = tagged && v.Label == value
-		case "partuuid":
-			same = tagged && strings.EqualFold(v.PartUUID, value)
-		}
-		at := byKernelName(spec)
-		if value != "" && same || slices.Contains(v.Devices, spec) ||
-			slices.ContainsFunc(s.places[i].parts, func(p part) bool { return p.path == at }) {
-			return i, true
-		}
-	}
-	return 0, false
-}
-
-var (
-	lettered = regexp.MustCompile(`^/dev/(?:sd|vd|hd|xvd)([a-z])([0-9]*)$`)
-	numbered = regexp.MustCompile(`^/dev/(?:nvme|mmcblk)([0-9]+)(?:n1)?(?:p([0-9]+))?$`)
-)
-
-// byKernelName guesses the position of what the kernel calls /dev/sda1: disks are
-// numbered in the order in which the guest had them.
-func byKernelName(spec string) string {
-	disk, part := "", ""
-	if m := lettered.FindStringSubmatch(spec); m != nil {
-		disk, part = strconv.Itoa(int(m[1][0]-'a')), m[2]
-	} else if m := numbered.FindStringSubmatch(spec); m != nil {
-		disk, part = m[1], m[2]
-	} else {
-		return ""
-	}
-	if part == "" {
-		return "disk-" + disk + "/fs"
-	}
-	return "disk-" + disk + "/p" + part
 }

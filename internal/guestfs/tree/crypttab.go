@@ -49,7 +49,10 @@ func NewLockedError(list []Volume) error {
 
 // noRoot says why there is no path that begins with a slash.
 func (s *System) noRoot() error {
-	if err := NewLockedError(s.volumes); err != nil {
+	if s.lost != nil {
+		return fmt.Errorf("the machine's own tree cannot be told: %w", s.lost)
+	}
+	if err := NewLockedError(s.Volumes()); err != nil {
 		return &LockedError{"no operating system was found on what can be read, and " + err.Error()}
 	}
 	return ErrNoRoot
@@ -71,20 +74,21 @@ func (s *System) cryptTable() {
 		if n++; n > 1000 {
 			return
 		}
+		at := s.byKernelName(f[1])
 		for i := range s.volumes {
-			if s.isContainer(i, f[1]) {
-				s.volumes[i].Devices = append(s.volumes[i].Devices, "/dev/mapper/"+f[0])
+			if s.isContainer(i, f[1], at) {
+				s.volumes[i].Devices = append(slices.Clip(s.volumes[i].Devices), "/dev/mapper/"+f[0])
 			}
 		}
 	}
 }
 
 // isContainer says whether a crypttab means the container that a volume is, or is
-// the inside of.
-func (s *System) isContainer(i int, spec string) bool {
+// the inside of; at is its position, if the crypttab has a name of the kernel's.
+func (s *System) isContainer(i int, spec, at string) bool {
 	names := s.places[i].container
 	return len(names) > 0 && (slices.Contains(names, strings.ToLower(strings.ReplaceAll(spec, `"`, ""))) ||
-		strings.TrimSuffix(s.volumes[i].Path, "/crypt") == byKernelName(spec))
+		at != "" && strings.TrimSuffix(s.volumes[i].Path, "/crypt") == strings.TrimSuffix(at, "/fs"))
 }
 
 // containerNames are those by which a crypttab may call a container, in lower case.

@@ -28,8 +28,12 @@ func (s *System) driveLetters(h *hive.Hive) {
 		if !ok || len(letter) != 2 || letter[0] < 'A' || letter[0] > 'Z' || letter[1] != ':' {
 			return true
 		}
-		if i, ok := s.volumeOfDevice(v.Data); ok {
-			s.addDrive(letter, i)
+		found := s.volumesOfDevice(v.Data)
+		if len(found) > 1 {
+			s.note("Its drive %s may be any of %s: the first is shown.", letter, s.paths(found))
+		}
+		if len(found) > 0 {
+			s.addDrive(letter, found[0])
 		}
 		return len(s.drives) < 26
 	})
@@ -43,7 +47,7 @@ func (s *System) addDrive(letter string, volume int) {
 	if slices.ContainsFunc(s.drives, func(d drive) bool { return d.name == letter }) {
 		return
 	}
-	index := s.mountIndex(volume, "")
+	index := own(s.mountIndex(volume, ""))
 	root, err := s.rootOf(index)
 	if err != nil {
 		s.note("Its drive %s, %s, is not shown there: %v.", letter, s.volumes[volume].Path, err)
@@ -55,9 +59,9 @@ func (s *System) addDrive(letter string, volume int) {
 	}
 }
 
-// volumeOfDevice finds the volume that a value of MountedDevices stands for: by the
+// volumesOfDevice finds the volumes that a value of MountedDevices may stand for: by the
 // disk's signature and where the partition begins, or by the GUID of a partition.
-func (s *System) volumeOfDevice(b []byte) (int, bool) {
+func (s *System) volumesOfDevice(b []byte) (found []int) {
 	const byGUID = "DMIO:ID:"
 	match := func(Volume) bool { return false }
 	switch {
@@ -70,8 +74,12 @@ func (s *System) volumeOfDevice(b []byte) (int, bool) {
 		guid := guidText(b[len(byGUID):])
 		match = func(v Volume) bool { return strings.EqualFold(v.PartUUID, guid) }
 	}
-	i := slices.IndexFunc(s.volumes, match)
-	return i, i >= 0
+	for i, v := range s.volumes {
+		if match(v) {
+			found = append(found, i)
+		}
+	}
+	return found
 }
 
 // guidText prints a GUID as partition tables are printed.

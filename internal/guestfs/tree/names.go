@@ -1,8 +1,10 @@
 package tree
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
@@ -38,16 +40,20 @@ func newNames(volumes []Volume) *names {
 	return n
 }
 
-// child returns the directory that name stands for, which it makes if need be.
+// child returns the directory that name stands for, which it makes if need be. It takes
+// the place of a volume, which can only be one that cannot be read.
 func (n *names) child(dir fsys.ID, name string) fsys.ID {
-	for _, e := range n.dirs[dir].entries {
-		if e.name == name && e.volume < 0 {
-			return e.dir
-		}
+	i := slices.IndexFunc(n.dirs[dir].entries, func(e nameEntry) bool { return e.name == name })
+	if i >= 0 && n.dirs[dir].entries[i].volume < 0 {
+		return n.dirs[dir].entries[i].dir
 	}
 	id := fsys.ID(len(n.dirs))
 	n.dirs = append(n.dirs, nameDir{})
-	n.dirs[dir].entries = append(n.dirs[dir].entries, nameEntry{name, id, -1})
+	if i < 0 {
+		n.dirs[dir].entries = append(n.dirs[dir].entries, nameEntry{name, id, -1})
+	} else {
+		n.dirs[dir].entries[i] = nameEntry{name, id, -1}
+	}
 	return id
 }
 
@@ -76,16 +82,21 @@ func (s *System) lookupName(dir fsys.ID, name string) (Node, error) {
 }
 
 // readNames lists names by position. Volumes without a readable file system are
-// among them: opening one says why it cannot be read.
+// not among them: opening one says why it cannot be read. The error beside them is of
+// those that the disks fail for.
 func (s *System) readNames(dir fsys.ID) ([]Entry, error) {
 	if dir >= fsys.ID(len(s.names.dirs)) {
 		return nil, fs.ErrNotExist
 	}
 	var list []Entry
+	var lost error
 	for _, e := range s.names.dirs[dir].entries {
 		n := Node{ID: e.dir}
 		if e.volume >= 0 {
 			root, err := s.rootOf(s.mountIndex(e.volume, ""))
+			if errors.Is(err, fsys.ErrVolume) {
+				lost = errors.Join(lost, err)
+			}
 			if err != nil {
 				continue
 			}
@@ -93,5 +104,5 @@ func (s *System) readNames(dir fsys.ID) ([]Entry, error) {
 		}
 		list = append(list, Entry{e.name, n, fs.ModeDir})
 	}
-	return list, nil
+	return list, lost
 }

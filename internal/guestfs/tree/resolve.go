@@ -78,16 +78,15 @@ func (w *walker) where() string {
 // follows goes along the names of a path.
 func (w *walker) follows(path string) error {
 	pending := strings.Split(path, "/")
+	linked := 0 // how many of them are of links
 	for len(pending) > 0 {
-		name := pending[0]
-		pending = pending[1:]
+		name, ofLink := pending[0], linked > 0
+		pending, linked = pending[1:], max(linked-1, 0)
 		switch name {
 		case "", ".":
 			continue
 		case "..":
-			if len(w.stack) > 1 {
-				w.stack = w.stack[:len(w.stack)-1]
-			}
+			w.up(ofLink)
 			continue
 		}
 		if w.prefix == "" && w.top().node.FS == 0 {
@@ -102,10 +101,19 @@ func (w *walker) follows(path string) error {
 			return err
 		}
 		if target != "" {
-			pending = append(strings.Split(target, "/"), pending...)
+			names := strings.Split(target, "/")
+			pending, linked = append(names, pending...), linked+len(names)
 		}
 	}
 	return nil
+}
+
+// up goes to the directory above. A link does not lead out of the file system that a
+// path by position led to.
+func (w *walker) up(ofLink bool) {
+	if n := len(w.stack); n > 1 && !(ofLink && w.prefix == "" && w.stack[n-2].node.FS == 0) {
+		w.stack = w.stack[:n-1]
+	}
 }
 
 // enter goes down a name by position.

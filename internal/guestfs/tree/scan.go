@@ -2,6 +2,7 @@ package tree
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -14,7 +15,7 @@ var holders = map[string]bool{"LVM2_member": true, "linux_raid_member": true, "c
 // collect returns the places of a scan in which a file system is, or could be, by
 // the names under which they are shown, and what there is to say of the others.
 func collect(disks []volume.Disk, nodes []*volume.Node) ([]Volume, []place, []string) {
-	c := collector{disks: map[string]int{}}
+	c := collector{disks: map[string]int{}, paths: map[*volume.Node]string{}, taken: map[string]bool{}}
 	for _, d := range disks {
 		c.disks[d.Key] = d.Index
 	}
@@ -24,6 +25,8 @@ func collect(disks []volume.Disk, nodes []*volume.Node) ([]Volume, []place, []st
 
 type collector struct {
 	disks  map[string]int // index by key
+	paths  map[*volume.Node]string
+	taken  map[string]bool // paths
 	list   []Volume
 	places []place
 	notes  []string
@@ -56,7 +59,7 @@ func (c *collector) add(parent, n *volume.Node) {
 	if n.Partition != nil {
 		v.PartUUID, v.Start = n.Partition.UUID, n.Partition.Start
 	}
-	p := place{notes: n.Notes, parts: []part{{path: v.Path, volume: n.Volume}}}
+	p := place{notes: n.Notes, devices: v.Devices, refusal: n.Refusal, err: n.Err, parts: []part{{path: v.Path, volume: n.Volume}}}
 	if n.Span != nil {
 		p.parts[0].uuid = n.Span.UUID
 	}
@@ -113,13 +116,37 @@ func devices(n *volume.Node) []string {
 // dashes doubles them, as device mapper does in its names.
 func dashes(s string) string { return strings.ReplaceAll(s, "-", "--") }
 
-// path returns the name by position: that of the first disk in front of what spans
-// several, disk-0/vg0/root, and fs behind a disk that holds nothing else.
+// path returns the name by position of a node, which no other has.
 func (c *collector) path(n *volume.Node) string {
+	if p, ok := c.paths[n]; ok {
+		return p
+	}
+	base := c.position(n)
+	p := base
+	for i := 2; c.taken[p]; i++ {
+		p = fmt.Sprintf("%s@%d", base, i)
+	}
+	c.paths[n], c.taken[p] = p, true
+	return p
+}
+
+// byPosition are names of what is on one disk, which a group or an array may have, too.
+var byPosition = regexp.MustCompile(`^(fs|crypt|p[0-9]+)$`)
+
+// position returns where a node stands: what spans several disks in the first of them,
+// disk-0/vg0/root, and fs behind what holds nothing else.
+func (c *collector) position(n *volume.Node) string {
 	first, rest, _ := strings.Cut(n.Path, "/")
 	index, isDisk := c.disks[first]
 	if !isDisk {
-		return fmt.Sprintf("disk-%d/%s", n.Disk, n.Path)
+		p := n.Path
+		if byPosition.MatchString(first) {
+			p = first + "@" + strings.TrimPrefix(n.Path, first)
+		}
+		if len(n.Children) > 0 && n.Refusal == "" && !divided(n) && n.Kind != volume.KindGroup {
+			p += "/fs"
+		}
+		return fmt.Sprintf("disk-%d/%s", n.Disk, p)
 	}
 	switch {
 	case rest != "":

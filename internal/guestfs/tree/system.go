@@ -49,6 +49,9 @@ type Volume struct {
 // place is what else is known of a Volume, and told to nobody.
 type place struct {
 	notes     []string // before those of its file system
+	devices   []string // before those of a crypttab
+	refusal   string   // of the scan
+	err       error    // why the scan could not read it; nil: it could, or the reason is another
 	container []string // names by which a crypttab may call the container that it is, or is the inside of
 	// parts are those of a file system on several volumes, this one first.
 	parts []part
@@ -61,8 +64,8 @@ type part struct {
 	volume fsys.Volume
 }
 
-// Opener opens the file system of a type; subvolume chooses one of several, by
-// path, where the file system has such. One that lies on several volumes may take
+// Opener opens the file system of a type; subvolume chooses one of several, where the
+// file system has such: by a path that begins with a slash, or by number. One that lies on several volumes may take
 // some of others, which hold something of the same type. It returns those that its
 // extents name, as if each followed the one before it.
 type Opener func(v fsys.Volume, others []fsys.Volume, fsType, subvolume string) (f fsys.FileSystem, on []fsys.Volume, err error)
@@ -70,7 +73,10 @@ type Opener func(v fsys.Volume, others []fsys.Volume, fsType, subvolume string) 
 // Node is an inode of one of the file systems. The zero Node is the top of the
 // tree by position.
 type Node struct {
-	FS int     `cbor:"1,keyasint"` // 0: the tree by position; else 1 + the index of a mounted file system
+	// FS is 0 in the tree by position. Else it is a number of the file system, which
+	// is the same in every process: an even one where it is reached by position, the
+	// odd one behind it in the guest's own tree, where others are mounted on it.
+	FS int     `cbor:"1,keyasint"`
 	ID fsys.ID `cbor:"2,keyasint"`
 }
 
@@ -78,9 +84,11 @@ type Node struct {
 // concurrently.
 type System struct {
 	open    Opener
+	disks   []volume.Disk
 	names   *names
 	root    Node
 	hasRoot bool
+	lost    error // what kept the guest's own tree from being found, of the disks
 	os      OS
 	drives  []drive // of Windows
 	places  []place // by number of the volume
@@ -89,29 +97,18 @@ type System struct {
 	mu      sync.Mutex // guards the fields below
 	hives   []openHive // those used last
 	volumes []Volume
-	mounted []*mounted
-	over    map[Node]Node // directories on which something is mounted
-}
-
-// mounted is a file system, or a subvolume of one, that is opened when it is
-// needed.
-type mounted struct {
-	volume    int
-	subvolume string
-	once      sync.Once
-	fs        fsys.FileSystem
-	on        fsys.Volume // what its extents name
-	err       error
+	mounted map[int]*mounted // by the even number
+	over    map[Node]Node    // directories on which something is mounted
 }
 
 // Open makes a System of what a scan found on disks. It reads what it takes to find
 // the guest's own tree; whatever is wrong with one volume leaves the others alone.
 func Open(disks []volume.Disk, nodes []*volume.Node, open Opener) *System {
-	s := &System{open: open, over: map[Node]Node{}}
+	s := &System{open: open, disks: disks, over: map[Node]Node{}, mounted: map[int]*mounted{}}
 	s.volumes, s.places, s.notes = collect(disks, nodes)
 	for i := range s.volumes {
 		s.volumes[i].Free = -1
-		s.mounted = append(s.mounted, &mounted{volume: i})
+		s.mountIndex(i, "")
 	}
 	s.names = newNames(s.volumes)
 	s.assemble()
@@ -132,119 +129,16 @@ func (s *System) Notes() []string { return s.notes }
 // OS says what runs on the machine.
 func (s *System) OS() OS { return s.os }
 
-// fsAt opens a file system.
-func (s *System) fsAt(i int) (fsys.FileSystem, error) {
-	s.mu.Lock()
-	if i < 1 || i > len(s.mounted) {
-		s.mu.Unlock()
-		return nil, fmt.Errorf("file system %d: %w", i, fs.ErrNotExist)
-	}
-	m := s.mounted[i-1]
-	s.mu.Unlock()
-	m.once.Do(func() { s.openVolume(m) })
-	return m.fs, m.err
-}
-
-// openVolume opens what m stands for, and notes what it is like.
-func (s *System) openVolume(m *mounted) {
-	s.mu.Lock()
-	v := s.volumes[m.volume]
-	s.mu.Unlock()
-	switch {
-	case v.Locked:
-		m.err = NewLockedError([]Volume{v})
-		return
-	case v.Device == nil || m.subvolume == "" && v.Refusal != "":
-		m.err = fmt.Errorf("%s: %s: %w", v.Path, strings.TrimSuffix(orElse(v.Refusal, "it cannot be read"), "."), fsys.ErrUnsupported)
-		return
-	case v.Type == "":
-		m.err = fmt.Errorf("%s holds nothing that is known: %w", v.Path, fsys.ErrNotFound)
-	default:
-		var on []fsys.Volume
-		if m.fs, on, m.err = s.open(v.Device, s.others(m.volume, v.Type), v.Type, m.subvolume); m.err == nil {
-			m.on = volume.Join(on)
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if m.err != nil {
-		if m.subvolume == "" {
-			s.volumes[m.volume].Refusal = m.err.Error()
-		}
-		m.err = fmt.Errorf("open %s: %w", v.Path, m.err)
-		return
-	}
-	info := m.fs.Info()
-	s.volumes[m.volume].Notes, s.volumes[m.volume].Free = slices.Concat(s.places[m.volume].notes, info.Notes), info.Free
-}
-
-// others returns what a file system may lie on beside a volume: its other parts, then
-// parts of others of the same type.
-func (s *System) others(i int, fsType string) []fsys.Volume {
-	var list []fsys.Volume
-	for _, p := range s.places[i].parts[1:] {
-		list = append(list, p.volume)
-	}
-	for k := range s.places {
-		if k == i || s.volumes[k].Type != fsType {
-			continue
-		}
-		for _, p := range s.places[k].parts {
-			list = append(list, p.volume)
-		}
-	}
-	return list
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
-}
-
-// mountIndex returns the number of a volume's file system, or of its subvolume.
-func (s *System) mountIndex(volume int, subvolume string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, m := range s.mounted {
-		if m.volume == volume && m.subvolume == subvolume {
-			return i + 1
-		}
-	}
-	s.mounted = append(s.mounted, &mounted{volume: volume, subvolume: subvolume})
-	return len(s.mounted)
-}
-
-// rootOf returns the topmost directory of a file system.
-func (s *System) rootOf(i int) (Node, error) {
-	f, err := s.fsAt(i)
-	if err != nil {
-		return Node{}, err
-	}
-	return Node{i, f.Root()}, nil
-}
-
-// crossed returns what is mounted on n, or n.
-func (s *System) crossed(n Node) Node {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if to, ok := s.over[n]; ok {
-		return to
-	}
-	return n
-}
-
 // Stat returns the attributes of a node.
 func (s *System) Stat(n Node) (fsys.Attr, error) {
 	if n.FS == 0 {
 		return s.names.stat(n.ID)
 	}
-	f, err := s.fsAt(n.FS)
+	f, id, err := s.inode(n)
 	if err != nil {
 		return fsys.Attr{}, err
 	}
-	return f.Stat(n.ID)
+	return f.Stat(id)
 }
 
 // Lookup returns what a name in a directory stands for.
@@ -255,11 +149,11 @@ func (s *System) Lookup(dir Node, name string) (Node, error) {
 	if n, ok := s.drive(dir, name); ok {
 		return n, nil
 	}
-	f, err := s.fsAt(dir.FS)
+	f, id, err := s.inode(dir)
 	if err != nil {
 		return Node{}, err
 	}
-	id, err := f.Lookup(dir.ID, name)
+	id, err = f.Lookup(id, name)
 	if err != nil {
 		return Node{}, err
 	}
@@ -276,27 +170,42 @@ type Entry struct {
 // ReadDir returns the entries of a directory, in the order of the disk. An error
 // beside them says that some are missing.
 func (s *System) ReadDir(dir Node) ([]Entry, error) {
+	list, err := s.entries(dir)
+	return s.shown(dir, list), err
+}
+
+// shown returns entries of a directory with what is mounted on them.
+func (s *System) shown(dir Node, list []Entry) []Entry {
+	shown := slices.Clone(list)
+	for i := range shown {
+		shown[i].Node = s.crossed(shown[i].Node)
+	}
+	return append(shown, s.driveEntries(dir)...)
+}
+
+// entries is ReadDir of one file system.
+func (s *System) entries(dir Node) ([]Entry, error) {
 	if dir.FS == 0 {
 		return s.readNames(dir.ID)
 	}
-	f, err := s.fsAt(dir.FS)
+	f, id, err := s.inode(dir)
 	if err != nil {
 		return nil, err
 	}
 	var list []Entry
 	bad := 0
-	err = f.ReadDir(dir.ID, func(e fsys.Entry) bool {
+	err = f.ReadDir(id, func(e fsys.Entry) bool {
 		if !validName(e.Name) {
 			bad++
 			return true
 		}
-		list = append(list, Entry{e.Name, s.crossed(Node{dir.FS, e.ID}), e.Type})
+		list = append(list, Entry{e.Name, Node{dir.FS, e.ID}, e.Type})
 		return true
 	})
 	if bad > 0 {
 		err = errors.Join(err, fmt.Errorf("%d entries with names that no path can have: %w", bad, fsys.ErrCorrupt))
 	}
-	return append(list, s.driveEntries(dir)...), err
+	return list, err
 }
 
 // validName keeps out what no path can name: an entry that calls itself "..", or
@@ -307,11 +216,11 @@ func validName(name string) bool {
 
 // Readlink returns the target of a symbolic link.
 func (s *System) Readlink(n Node) (string, error) {
-	f, err := s.fsAt(n.FS)
+	f, id, err := s.inode(n)
 	if err != nil {
 		return "", err
 	}
-	return f.Readlink(n.ID)
+	return f.Readlink(id)
 }
 
 // Xattrs returns extended attributes.
@@ -319,20 +228,20 @@ func (s *System) Xattrs(n Node) ([]fsys.Xattr, error) {
 	if n.FS == 0 {
 		return nil, nil
 	}
-	f, err := s.fsAt(n.FS)
+	f, id, err := s.inode(n)
 	if err != nil {
 		return nil, err
 	}
-	return f.Xattrs(n.ID)
+	return f.Xattrs(id)
 }
 
 // ReadAt reads content, as fsys.FileSystem does.
 func (s *System) ReadAt(n Node, p []byte, off int64) (int, error) {
-	f, err := s.fsAt(n.FS)
+	f, id, err := s.inode(n)
 	if err != nil {
 		return 0, err
 	}
-	return f.ReadAt(n.ID, p, off)
+	return f.ReadAt(id, p, off)
 }
 
 // Extent is a run of content with its place on a disk of the machine.
@@ -343,20 +252,26 @@ type Extent struct {
 	At   int64     `cbor:"4,keyasint"` // byte of that disk
 }
 
+// maxExtents is how many extents are enough for one answer.
+const maxExtents = 8192
+
 // Extents returns where content lies on the disks of the machine, from off on. It
 // may return fewer than there are.
 func (s *System) Extents(n Node, off, length int64) ([]Extent, error) {
-	f, err := s.fsAt(n.FS)
+	f, id, err := s.inode(n)
 	if err != nil {
 		return nil, err
 	}
-	list, err := f.Extents(n.ID, off, length)
+	list, err := f.Extents(id, off, length)
 	if err != nil {
 		return nil, err
 	}
 	located, _ := s.device(n.FS).(volume.Located)
 	var exts []Extent
 	for _, e := range list {
+		if len(exts) >= maxExtents {
+			break
+		}
 		if e.Len <= 0 || e.Off != off {
 			return nil, errors.New("the file system gives extents that do not follow each other")
 		}
@@ -386,11 +301,4 @@ func (s *System) Extents(n Node, off, length int64) ([]Extent, error) {
 		}
 	}
 	return exts, nil
-}
-
-// device returns what the extents of an open file system name.
-func (s *System) device(mount int) fsys.Volume {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.mounted[mount-1].on
 }

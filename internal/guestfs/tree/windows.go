@@ -3,6 +3,7 @@ package tree
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -47,8 +48,11 @@ func (s *System) windows(dir string) {
 	}
 }
 
+// note says something once of what could not be assembled.
 func (s *System) note(format string, args ...any) {
-	s.os.Notes = append(s.os.Notes, fmt.Sprintf(format, args...))
+	if note := fmt.Sprintf(format, args...); len(s.os.Notes) < maxNotes && !slices.Contains(s.os.Notes, note) {
+		s.os.Notes = append(s.os.Notes, note)
+	}
 }
 
 // currentVersion is the key that says what is installed.

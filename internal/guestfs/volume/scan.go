@@ -111,6 +111,7 @@ func (s *scan) examine(n *Node) {
 	}
 	if w.err != nil {
 		n.refuse(fmt.Sprintf("It cannot be read: %v.", w.err))
+		n.Err = w.err
 	}
 	if t != nil {
 		if !slices.ContainsFunc(found, finding.disc) { // whose partitions are parts of one another

@@ -15,7 +15,8 @@ import (
 // Disk is a disk of a machine.
 type Disk struct {
 	Index  int    // its number, which Locate returns
-	Key    string // its name, such as vda
+	Key    string // its name in the result of a scan
+	Device string // what its machine calls it, such as vda; empty: not known
 	Volume fsys.Volume
 }
 
@@ -81,6 +82,8 @@ type Node struct {
 	// Refusal says in a sentence why Volume is nil or what it holds cannot be read
 	// here; empty if neither is so.
 	Refusal string
+	// Err is what kept the node from being looked at, if it could not be read.
+	Err error
 	// Notes say, each in a sentence, what an operator should know.
 	Notes []string
 	// Volume is the content, nil if it cannot be read. It is a [Located] unless
