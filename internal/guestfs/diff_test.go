@@ -93,12 +93,75 @@ func TestDiffOfTwoStates(t *testing.T) {
 	}
 }
 
+// copied returns a copy of an image in which files were changed while it was mounted.
+func copied(t *testing.T, image, fsType, options string, change func(dir string)) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "newer.img")
+	fstest.Run(t, "cp", "--sparse=always", image, to)
+	dir, unmount := fstest.Mount(t, to, fsType, options)
+	change(dir)
+	unmount()
+	return to
+}
+
+func TestDiffOfTreesThatAreMountedOtherwise(t *testing.T) {
+	const root = "UUID=" + bootUUID + " / ext4 defaults 0 0\n"
+	older := rooted(t, root, map[string]string{"srv/beneath": "x", "home/alice": "y"}, "-U", bootUUID)
+	newer := copied(t, older, "ext4", "", func(dir string) { write(t, root+"LABEL=srv /srv ext4 defaults 0 0\n", dir, "etc/fstab") })
+	srv := filled(t, map[string]string{"page": "z"}, "-L", "srv")
+	want := []string{"added srv/lost+found", "added srv/page", "attributes srv", "changed etc/fstab", "removed srv/beneath"}
+	for what, dirty := range map[string]guestfs.Dirty{"everything": nil, "what changed": {0: differing(t, older, newer)}} {
+		got, _ := diffOf(t, []string{older}, []string{newer, srv}, dirty)
+		got = slices.DeleteFunc(got, func(s string) bool { return s == "attributes srv" })
+		if want := slices.DeleteFunc(slices.Clone(want), func(s string) bool { return s == "attributes srv" }); !slices.Equal(got, want) {
+			t.Errorf("a disk was added, comparing %s: got %q, want %q", what, got, want)
+		}
+	}
+}
+
+func TestDiffOfSubvolumesInAnotherOrder(t *testing.T) {
+	const root, x, y = "LABEL=b / btrfs subvol=@ 0 0\n", "LABEL=b /x btrfs subvol=@x 0 0\n", "LABEL=b /y btrfs subvol=@y 0 0\n"
+	older := fstest.Filled(t, 128<<20, "btrfs", func(dir string) {
+		for _, name := range []string{"@", "@x", "@y"} {
+			fstest.Run(t, "btrfs", "-q", "subvolume", "create", filepath.Join(dir, name))
+		}
+		write(t, "ID=demo\n", dir, "@/etc/os-release")
+		write(t, root+x+y, dir, "@/etc/fstab")
+		write(t, "of x", dir, "@x/file")
+		write(t, "of y, which is longer", dir, "@y/file")
+		for _, d := range []string{"x", "y"} {
+			if err := os.Mkdir(filepath.Join(dir, "@", d), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}, "mkfs.btrfs", "-q", "-f", "-L", "b")
+	newer := copied(t, older, "btrfs", "subvol=@", func(dir string) { write(t, root+y+x, dir, "etc/fstab") })
+	got, _ := diff(t, older, newer, guestfs.Dirty{0: differing(t, older, newer)})
+	if want := []string{"changed etc/fstab"}; !slices.Equal(got, want) {
+		t.Errorf("the same subvolumes in another order: got %q, want %q", got, want)
+	}
+}
+
 // diff compares two images and returns what differs, in order, and how much was
 // read for it.
 func diff(t *testing.T, a, b string, dirty guestfs.Dirty) (list []string, read int64) {
 	t.Helper()
-	x, y := &counting{device: device{fstest.Open(t, a)}}, &counting{device: device{fstest.Open(t, b)}}
-	older, newer, err := guestfs.OpenTwo(t.Context(), []guestfs.Disk{{Index: 0, Device: x}}, []guestfs.Disk{{Index: 0, Device: y}}, guestfs.Options{})
+	return diffOf(t, []string{a}, []string{b}, dirty)
+}
+
+// diffOf is diff for machines with several disks.
+func diffOf(t *testing.T, a, b []string, dirty guestfs.Dirty) (list []string, read int64) {
+	t.Helper()
+	var counts []*counting
+	disks := func(images []string) (list []guestfs.Disk) {
+		for i, image := range images {
+			c := &counting{device: device{fstest.Open(t, image)}}
+			counts = append(counts, c)
+			list = append(list, guestfs.Disk{Index: i, Device: c})
+		}
+		return list
+	}
+	older, newer, err := guestfs.OpenTwo(t.Context(), disks(a), disks(b), guestfs.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,5 +182,8 @@ func diff(t *testing.T, a, b string, dirty guestfs.Dirty) (list []string, read i
 		t.Fatal(err)
 	}
 	slices.Sort(list)
-	return list, x.bytes.Load() + y.bytes.Load()
+	for _, c := range counts {
+		read += c.bytes.Load()
+	}
+	return list, read
 }

@@ -158,19 +158,20 @@ func (d *differ) dirs(name string, a, b Node, same bool) error {
 	}
 	d.inside[b] = true
 	defer delete(d.inside, b)
-	x, xErr := d.old.ReadDir(a)
+	x, xErr := d.old.entries(a)
 	y, yErr := x, xErr
 	if same && xErr == nil {
 		x = slices.DeleteFunc(x, func(e Entry) bool {
 			return e.Type != fs.ModeDir && e.Type != fs.ModeIrregular && d.same(e.Node, e.Node)
 		})
-		sortEntries(x)
 		y = x
 	} else {
-		y, yErr = d.new.ReadDir(b)
-		sortEntries(x)
-		sortEntries(y)
+		y, yErr = d.new.entries(b)
 	}
+	// What is mounted on them may differ where they do not.
+	x, y = d.old.shown(a, x), d.new.shown(b, y)
+	sortEntries(x)
+	sortEntries(y)
 	if err := errors.Join(xErr, yErr); err != nil {
 		if err := d.visit(Change{Path: name, What: Unknown, Err: err.Error()}); err != nil {
 			return err
