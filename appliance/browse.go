@@ -316,6 +316,8 @@ func filesError(p Point, path string, err error) error {
 	case errors.Is(err, guestfs.ErrCorrupt):
 		e.Code, e.Msg = CodeCorrupt, sentence("the guest's own file system: "+err.Error())
 		e.Hint = fmt.Sprintf("It was so on the guest's disk if this finds nothing: sendense-control verify %s --point %s", p.VM, p.ID)
+	case errors.Is(err, guestfs.ErrBusy):
+		e.Code, e.Msg, e.Hint = CodeBusy, fmt.Sprintf("Too many walks through point %s are under way.", p.ID), "Try again when others have ended."
 	case errors.Is(err, guestfs.ErrDied):
 		e.Code, e.Msg = CodeCorrupt, sentence(err.Error())
 		e.Hint = "What is on the disk may be damaged or hostile. Other points and exports are not affected."

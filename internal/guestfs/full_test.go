@@ -9,8 +9,10 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/internal/guestfs"
@@ -128,6 +130,80 @@ func TestAWalkOfLongPathsEnds(t *testing.T) {
 	err = g.Walk(t.Context(), root.Node, guestfs.Match{Type: "f"}, func(e guestfs.Entry) error { n++; return e.Err })
 	if err != nil || n != 2500 {
 		t.Errorf("walk: got %d files, %v, want 2500", n, err)
+	}
+}
+
+// gated is a disk that does not answer before it is told to.
+type gated struct {
+	device
+	closed *atomic.Bool
+	gate   chan struct{}
+}
+
+func (g gated) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if g.closed.Load() {
+		select {
+		case <-g.gate:
+		case <-ctx.Done():
+		}
+	}
+	return g.device.ReadAt(ctx, p, off)
+}
+
+func TestAWalkThatFindsNothingForLongGoesOn(t *testing.T) {
+	image := fstest.Filled(t, 512<<20, "ext4", func(dir string) { fstest.Populate(t, dir, fstest.Without{Large: 5000}) }, "mkfs.ext4", "-q")
+	disk := gated{device{fstest.Open(t, image)}, new(atomic.Bool), make(chan struct{})}
+	g, err := guestfs.Open(t.Context(), []guestfs.Disk{{Device: disk}}, guestfs.Options{Timeout: 2 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	root, err := g.Resolve(t.Context(), "/", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.closed.Store(true)
+	time.AfterFunc(3*time.Second, func() { close(disk.gate) })
+	if err := g.Walk(t.Context(), root.Node, guestfs.Match{Name: "nothing"}, func(e guestfs.Entry) error { return e.Err }); err != nil {
+		t.Errorf("walk: got %v", err)
+	}
+	if _, err := g.Resolve(t.Context(), "/", true); err != nil {
+		t.Errorf("after it: got %v", err)
+	}
+}
+
+func TestTooManyWalksAreRefusedAsThat(t *testing.T) {
+	g := open(t, []string{filled(t, map[string]string{"file": "x"})})
+	root, err := g.Resolve(t.Context(), "/", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 32
+	begun, end := make(chan struct{}, most), make(chan struct{})
+	var wg sync.WaitGroup
+	for range most {
+		wg.Go(func() {
+			err := g.Walk(t.Context(), root.Node, guestfs.Match{Type: "f"}, func(guestfs.Entry) error {
+				begun <- struct{}{}
+				<-end
+				return nil
+			})
+			if err != nil {
+				t.Errorf("walk: got %v", err)
+			}
+		})
+	}
+	for range most {
+		<-begun
+	}
+	walk := func() error { return g.Walk(t.Context(), root.Node, guestfs.Match{}, func(guestfs.Entry) error { return nil }) }
+	if err := walk(); !errors.Is(err, guestfs.ErrBusy) || guestfs.OwnFault(err) {
+		t.Errorf("one walk more: got %v, want ErrBusy", err)
+	}
+	close(end)
+	wg.Wait()
+	if err := walk(); err != nil {
+		t.Errorf("after they have ended: got %v", err)
 	}
 }
 

@@ -55,6 +55,8 @@ var (
 	ErrUnsupported = fsys.ErrUnsupported
 	ErrNoFS        = fsys.ErrNotFound
 	ErrVolume      = fsys.ErrVolume
+	// ErrBusy says that as many walks are under way as may be.
+	ErrBusy = proto.ErrBusy
 	// ErrDied says that the process which read the disks has ended.
 	ErrDied = errors.New("the process that reads the guest's file systems has ended")
 )
@@ -62,7 +64,9 @@ var (
 // OwnFault reports whether an error says that something is wrong with what is in
 // the guest's file systems, and not with the disks that they are on or with who
 // reads them.
-func OwnFault(err error) bool { return proto.Remote(err) && !errors.Is(err, fsys.ErrVolume) }
+func OwnFault(err error) bool {
+	return proto.Remote(err) && !errors.Is(err, ErrVolume) && !errors.Is(err, ErrBusy)
+}
 
 // Main does the work of a confined process, and exits, if that is what this
 // process was started for.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/internal/guestfs/proto"
@@ -79,12 +80,19 @@ func relative(p string) bool {
 	return p != "" && p[0] != '/' && path.Clean(p) == p && p != ".." && !strings.HasPrefix(p, "../") && !strings.Contains(p, "\x00")
 }
 
+// patience is how long the process waits for more of a stream before it says that there
+// is nothing yet: that one finds little does not mean that it hangs.
+const patience = 2 * time.Second
+
 // stream fetches a stream to its end, or stops it.
 func (g *Guest) stream(ctx context.Context, id uint64, take func(proto.Reply) error) error {
 	for {
-		r, err := g.call(ctx, proto.Request{Op: proto.Next, Stream: id})
+		r, err := g.call(ctx, proto.Request{Op: proto.Next, Stream: id, N: min(patience, g.c.timeout/4).Milliseconds()})
 		if err == nil && r.Done {
 			return nil
+		}
+		if err == nil && r.Later {
+			continue // it is at work
 		}
 		if err == nil && len(r.Entries)+len(r.Changes) == 0 {
 			err = errProtocol

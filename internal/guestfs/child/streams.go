@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"time"
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/proto"
@@ -28,13 +29,14 @@ const (
 
 var errStopped = errors.New("stopped")
 
-// begin starts a stream. produce sends through the function that it is given.
-func (s *server) begin(produce func(send func(proto.Reply) error) error) (proto.Reply, error) {
+// begin starts a stream. produce sends through the first function that it is given, and
+// asks the other one now and then whether to go on.
+func (s *server) begin(produce func(send func(proto.Reply) error, goOn func() error) error) (proto.Reply, error) {
 	x := &stream{batches: make(chan proto.Reply, 2), stopped: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.streams) >= maxStreams {
-		return proto.Reply{}, errors.New("too many walks at a time")
+		return proto.Reply{}, proto.ErrBusy
 	}
 	s.last++
 	s.streams[s.last] = x
@@ -46,13 +48,21 @@ func (s *server) begin(produce func(send func(proto.Reply) error) error) (proto.
 			case <-x.stopped:
 				return errStopped
 			}
+		}, func() error {
+			select {
+			case <-x.stopped:
+				return errStopped
+			default:
+				return nil
+			}
 		})
 		close(x.batches)
 	}()
 	return proto.Reply{Stream: s.last}, nil
 }
 
-// next returns more of a stream, and forgets it after the last.
+// next returns more of a stream, and forgets it after the last. Who asks is not left
+// without an answer for longer than it is ready to wait.
 func (s *server) next(r *proto.Request) (proto.Reply, error) {
 	s.mu.Lock()
 	x := s.streams[r.Stream]
@@ -60,9 +70,15 @@ func (s *server) next(r *proto.Request) (proto.Reply, error) {
 	if x == nil {
 		return proto.Reply{}, proto.ErrStream
 	}
-	batch, ok := <-x.batches
-	if ok {
-		return batch, nil
+	late := time.NewTimer(time.Duration(r.N) * time.Millisecond)
+	defer late.Stop()
+	select {
+	case batch, ok := <-x.batches:
+		if ok {
+			return batch, nil
+		}
+	case <-late.C:
+		return proto.Reply{Later: true}, nil
 	}
 	s.stop(r.Stream)
 	return proto.Reply{Done: true}, x.err
@@ -82,10 +98,10 @@ func (s *server) walk(m *tree.System, r *proto.Request) (proto.Reply, error) {
 	if err := r.Match.Check(); err != nil {
 		return proto.Reply{}, err
 	}
-	return s.begin(func(send func(proto.Reply) error) error {
+	return s.begin(func(send func(proto.Reply) error, goOn func() error) error {
 		var batch []proto.Entry
 		size := 0
-		err := m.Find(r.Node, r.Match, func(name string, n tree.Node, a fsys.Attr, err error) error {
+		err := m.Find(r.Node, r.Match, goOn, func(name string, n tree.Node, a fsys.Attr, err error) error {
 			e := proto.Entry{Name: name, Node: n, Attr: proto.PackAttr(a), Err: proto.PackError(err)}
 			if err == nil {
 				complete(m, &e, a, r.More)
@@ -155,10 +171,10 @@ func (s *server) diff(m *tree.System, r *proto.Request) (proto.Reply, error) {
 	if err != nil {
 		return proto.Reply{}, err
 	}
-	return s.begin(func(send func(proto.Reply) error) error {
+	return s.begin(func(send func(proto.Reply) error, goOn func() error) error {
 		var batch []proto.Change
 		names := 0
-		err := m.Diff(r.Node, newer, r.Other, s.dirtyOf(), func(c tree.Change) error {
+		err := m.Diff(r.Node, newer, r.Other, s.dirtyOf(), goOn, func(c tree.Change) error {
 			batch = append(batch, proto.Change{Path: c.Path, What: c.What, Old: proto.PackAttr(c.Old), New: proto.PackAttr(c.New), Err: c.Err})
 			if names += len(c.Path); len(batch) < batchEntries && names < batchBytes {
 				return nil

@@ -40,7 +40,7 @@ const (
 	Read
 	Walk  // begins a stream
 	Diff  // begins a stream
-	Next  // more of a stream
+	Next  // more of a stream, if there is some within N milliseconds
 	Stop  // of a stream
 	Dirty // says what differs on the disk with index N between machines 0 and 1
 	Volumes
@@ -109,6 +109,7 @@ type Reply struct {
 	Names    []string      `cbor:"15,keyasint,omitempty"`
 	Drivers  drivers.Guest `cbor:"16,keyasint,omitempty"`
 	Keys     []volume.Key  `cbor:"17,keyasint,omitempty"` // of Open: those that unlocked something
+	Later    bool          `cbor:"18,keyasint,omitempty"` // of Next: there is nothing yet
 }
 
 // Machine is what the disks of a machine hold.
@@ -191,10 +192,14 @@ type Error struct {
 
 // known are the errors that keep their identity; of several in one the first does.
 var known = []error{nil, fsys.ErrVolume, fs.ErrNotExist, tree.ErrNotDir, fsys.ErrCorrupt, fsys.ErrUnsupported, fsys.ErrNotFound,
-	tree.ErrNoRoot, io.EOF, ErrStream, tree.ErrLinks, tree.ErrLocked}
+	tree.ErrNoRoot, io.EOF, ErrStream, tree.ErrLinks, tree.ErrLocked, ErrBusy}
 
-// ErrStream says that there is no such stream.
-var ErrStream = errors.New("no such stream")
+var (
+	// ErrStream says that there is no such stream.
+	ErrStream = errors.New("no such stream")
+	// ErrBusy says that there are as many streams as may be.
+	ErrBusy = errors.New("too many walks at a time")
+)
 
 // PackError makes an Error; nil of nil.
 func PackError(err error) *Error {

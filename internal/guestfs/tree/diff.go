@@ -39,6 +39,7 @@ type Dirty func(disk int, off, n int64) bool
 type differ struct {
 	old, new *System
 	dirty    Dirty
+	goOn     func() error
 	visit    func(Change) error
 	inside   map[Node]bool
 
@@ -47,9 +48,10 @@ type differ struct {
 
 // Diff calls visit for each path at or below a and b that differs, a being of s
 // and older than b of other, in the order of names. Inodes whose records are
-// what they were are taken to be so, too.
-func (s *System) Diff(a Node, other *System, b Node, dirty Dirty, visit func(Change) error) error {
-	d := &differ{old: s, new: other, dirty: dirty, visit: visit, inside: map[Node]bool{},
+// what they were are taken to be so, too. goOn is asked at each path, and ends it with
+// an error.
+func (s *System) Diff(a Node, other *System, b Node, dirty Dirty, goOn func() error, visit func(Change) error) error {
+	d := &differ{old: s, new: other, dirty: dirty, goOn: goOn, visit: visit, inside: map[Node]bool{},
 		oldRecords: &records{s, map[int]*table{}}, newRecords: &records{other, map[int]*table{}}}
 	return d.pair(".", a, b, fs.ModeIrregular)
 }
@@ -75,6 +77,9 @@ func (d *differ) same(a, b Node) bool {
 // pair compares what a path stands for in both states. kind is its type in both,
 // if that is known and the same.
 func (d *differ) pair(name string, a, b Node, kind fs.FileMode) error {
+	if err := d.goOn(); err != nil {
+		return err
+	}
 	same := d.same(a, b)
 	if same && kind == fs.ModeDir {
 		return d.dirs(name, a, b, true)

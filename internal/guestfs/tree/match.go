@@ -60,9 +60,13 @@ func (m *Match) matches(name string, a fsys.Attr) bool {
 	return (m.After == 0 || a.Modified.After(time.Unix(m.After, 0))) && (m.Before == 0 || a.Modified.Before(time.Unix(m.Before, 0)))
 }
 
-// Find visits what is chosen at n and below.
-func (s *System) Find(n Node, m Match, visit func(name string, n Node, a fsys.Attr, err error) error) error {
+// Find visits what is chosen at n and below. goOn is asked at each entry, chosen or not,
+// and ends it with an error.
+func (s *System) Find(n Node, m Match, goOn func() error, visit func(name string, n Node, a fsys.Attr, err error) error) error {
 	return s.Walk(n, func(name string, n Node, a fsys.Attr, err error) (bool, error) {
+		if stop := goOn(); stop != nil {
+			return true, stop
+		}
 		deep := m.Shallow > 0 && name != "." && strings.Count(name, "/")+1 >= m.Shallow
 		if err == nil && !m.matches(name, a) {
 			return deep, nil
