@@ -2,6 +2,7 @@ package guestfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sort"
@@ -247,11 +248,21 @@ func (f *File) Data(ctx context.Context, off int64) (from, to int64, err error) 
 	return from, max(from, to), nil
 }
 
+// maxMapped is how many extents are enough for one answer of Map.
+const maxMapped = 1024
+
+// errEnough ends what has been looked at for long enough.
+var errEnough = errors.New("enough")
+
 // Map implements block.Mapper: what is a hole in the file, or on the disk beneath
 // it.
 func (f *File) Map(ctx context.Context, off, n int64) ([]block.Extent, error) {
 	var list []block.Extent
+	seen := 0
 	err := f.each(ctx, off, n, func(e tree.Extent, off int64) error {
+		if seen++; seen > maxMapped {
+			return errEnough
+		}
 		kind := block.Data
 		if e.Kind == fsys.Hole {
 			kind = block.Hole
@@ -263,5 +274,8 @@ func (f *File) Map(ctx context.Context, off, n int64) ([]block.Extent, error) {
 		}
 		return nil
 	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
 	return list, err
 }

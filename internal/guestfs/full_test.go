@@ -98,6 +98,44 @@ func sameFile(t *testing.T, name string, got, want *guestfs.File) {
 	}
 }
 
+func TestAMapOfManyExtentsComesInParts(t *testing.T) {
+	const block4k, runs = 4096, 3000
+	dir := t.TempDir()
+	f, err := os.Create(dir + "/sparse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range int64(runs) {
+		if _, err := f.WriteAt(bytes.Repeat([]byte("x"), block4k), 2*i*block4k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Close()
+	g := open(t, []string{fstest.Make(t, 64<<20, "mkfs.ext4", "-q", "-b", "4096", "-d", dir)})
+	e, err := g.Resolve(t.Context(), "/sparse", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := g.OpenFile(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := file.Map(t.Context(), 0, file.Size())
+	if err != nil || len(first) == 0 || len(first) > 1024 {
+		t.Errorf("a map: got %d extents, %v, want 1024 at most", len(first), err)
+	}
+	n := 0
+	err = block.MapAll(t.Context(), file, 0, file.Size(), func(e block.Extent) error {
+		if n++; e.Len != block4k || (e.Kind == block.Hole) != (e.Off/block4k%2 == 1) {
+			t.Errorf("extent: got %+v", e)
+		}
+		return nil
+	})
+	if err != nil || n != 2*runs-1 {
+		t.Errorf("all of it: got %d extents, %v, want %d", n, err, 2*runs-1)
+	}
+}
+
 func TestAWalkOfLongPathsEnds(t *testing.T) {
 	dir := t.TempDir()
 	at, err := os.OpenRoot(dir)
