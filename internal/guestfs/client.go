@@ -59,11 +59,7 @@ func (c *client) serve(requests, reads net.Conn, devices []block.Device) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
 	c.wg.Go(func() { c.receive() })
-	c.wg.Go(func() {
-		if err := serveReads(ctx, reads, devices); err != nil {
-			c.fail(err)
-		}
-	})
+	c.wg.Go(func() { c.fail(c.why(serveReads(ctx, reads, devices, func(err error) { c.fail(c.why(err)) }))) })
 }
 
 // start starts the process and returns what connects to it.
@@ -145,17 +141,21 @@ func (c *client) receive() {
 	}
 }
 
-// why says what ended the process, if that is why nothing can be received.
+// why says what became of the process if nothing can be said to it or heard of it any
+// more, at either socket. Answers that make no sense are another matter.
 func (c *client) why(err error) error {
-	if (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) && c.process != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if end := c.process.Wait(ctx); end != nil && !errors.Is(end, context.DeadlineExceeded) {
-			return fmt.Errorf("%w: %w", ErrDied, end)
-		}
-		return ErrDied
+	if errors.Is(err, errProtocol) || errors.Is(err, proto.ErrMessage) {
+		return err
 	}
-	return err
+	if c.process == nil {
+		return fmt.Errorf("%w: %w", ErrDied, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if end := c.process.Wait(ctx); end != nil && !errors.Is(end, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", ErrDied, end)
+	}
+	return ErrDied
 }
 
 // call sends a request and waits for its answer.
@@ -174,10 +174,14 @@ func (c *client) callFor(ctx context.Context, r *proto.Request, timeout time.Dur
 	c.last++
 	r.ID = c.last
 	c.waiting[r.ID] = answer
+	// A process that hears nothing keeps nobody waiting for longer than one that does not
+	// answer.
+	c.wg.Go(func() {
+		if err := c.conn.Send(r); err != nil {
+			c.fail(c.why(err))
+		}
+	})
 	c.mu.Unlock()
-	if err := c.conn.Send(r); err != nil {
-		c.fail(c.why(err))
-	}
 	late := time.NewTimer(timeout)
 	defer late.Stop()
 	select {
@@ -198,17 +202,15 @@ func (c *client) callFor(ctx context.Context, r *proto.Request, timeout time.Dur
 // maxRead is how much of a disk one request may ask for, in bytes.
 const maxRead = 1 << 20
 
-// serveReads answers the process's reads of disks.
-func serveReads(ctx context.Context, conn net.Conn, devices []block.Device) error {
-	s := readServer{conn: conn, slots: make(chan struct{}, 8)}
+// serveReads answers the process's reads of disks until there are no more. failed is
+// told of answers that cannot be sent.
+func serveReads(ctx context.Context, conn net.Conn, devices []block.Device, failed func(error)) error {
+	s := readServer{conn: conn, failed: failed, slots: make(chan struct{}, 8)}
 	defer s.wg.Wait()
 	r := bufio.NewReader(conn)
 	var head [24]byte
 	for {
 		if _, err := io.ReadFull(r, head[:]); err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-				return nil // what happened is seen at the other socket
-			}
 			return err
 		}
 		id, number := binary.LittleEndian.Uint64(head[:]), binary.LittleEndian.Uint32(head[8:])
@@ -225,11 +227,12 @@ func serveReads(ctx context.Context, conn net.Conn, devices []block.Device) erro
 }
 
 type readServer struct {
-	conn  net.Conn
-	slots chan struct{} // a token for each read under way
-	wg    sync.WaitGroup
-	mu    sync.Mutex // held to send
-	spare sync.Pool  // of *[]byte, for most answers
+	conn   net.Conn
+	failed func(error)
+	slots  chan struct{} // a token for each read under way
+	wg     sync.WaitGroup
+	mu     sync.Mutex // held to send
+	spare  sync.Pool  // of *[]byte, for most answers
 }
 
 const (
@@ -265,5 +268,7 @@ func (s *readServer) read(ctx context.Context, id uint64, d block.Device, off in
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, _ = s.conn.Write(b) // a process that is gone is seen at the other socket
+	if _, err := s.conn.Write(b); err != nil {
+		s.failed(err)
+	}
 }

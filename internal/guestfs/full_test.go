@@ -234,7 +234,9 @@ func TestTooManyWalksAreRefusedAsThat(t *testing.T) {
 	for range most {
 		<-begun
 	}
-	walk := func() error { return g.Walk(t.Context(), root.Node, guestfs.Match{}, func(guestfs.Entry) error { return nil }) }
+	walk := func() error {
+		return g.Walk(t.Context(), root.Node, guestfs.Match{}, func(guestfs.Entry) error { return nil })
+	}
 	if err := walk(); !errors.Is(err, guestfs.ErrBusy) || guestfs.OwnFault(err) {
 		t.Errorf("one walk more: got %v, want ErrBusy", err)
 	}

@@ -1,6 +1,8 @@
 package guestfs
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -14,6 +16,7 @@ import (
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/proto"
 	"github.com/sendense/sendense/internal/guestfs/tree"
+	"github.com/sendense/sendense/internal/guestfs/volume"
 )
 
 // takenOver is a Guest whose process answers whatever answer says. It returns the
@@ -160,6 +163,71 @@ func TestReadsOfAProcessThatWasTakenOver(t *testing.T) {
 				t.Errorf("got %v, %v, want a refusal", answer, err)
 			}
 		})
+	}
+}
+
+func TestAProcessThatHearsNothingKeepsNobodyWaiting(t *testing.T) {
+	near, _ := net.Pipe() // nobody reads there
+	nearReads, _ := net.Pipe()
+	c := &client{timeout: 100 * time.Millisecond, dead: make(chan struct{}), waiting: map[uint64]chan proto.Reply{}}
+	c.serve(near, nearReads, nil)
+	g := &Guest{c: c}
+	defer g.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.callFor(ctx, &proto.Request{Op: proto.Volumes}, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Errorf("somebody who does not wait: got %v", err)
+	}
+	if _, err := g.Stat(t.Context(), Node{}); !errors.Is(err, ErrDied) {
+		t.Errorf("somebody who waits: got %v, want ErrDied", err)
+	}
+}
+
+func TestTheEndOfEitherSocketIsTheEndOfTheProcess(t *testing.T) {
+	for name, end := range map[string]func(requests, reads net.Conn){
+		"of requests": func(requests, _ net.Conn) { requests.Close() },
+		"of reads":    func(_, reads net.Conn) { reads.Close() },
+		"of reads, in the middle of one": func(_, reads net.Conn) {
+			reads.Write(make([]byte, 7))
+			reads.Close()
+		},
+		"of reads, before the answer": func(_, reads net.Conn) {
+			reads.Write(append(make([]byte, 12), 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+			reads.Close()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			near, far := net.Pipe()
+			nearReads, farReads := net.Pipe()
+			defer far.Close()
+			defer farReads.Close()
+			c := &client{timeout: 10 * time.Second, dead: make(chan struct{}), waiting: map[uint64]chan proto.Reply{}}
+			c.serve(near, nearReads, []block.Device{blocktest.NewMemory(1 << 20)})
+			g := &Guest{c: c}
+			defer g.Close()
+			end(far, farReads)
+			select {
+			case <-g.Done():
+			case <-time.After(10 * time.Second):
+				t.Fatal("nobody noticed")
+			}
+			if _, err := g.Stat(t.Context(), Node{}); !errors.Is(err, ErrDied) {
+				t.Errorf("got %v, want ErrDied", err)
+			}
+		})
+	}
+}
+
+func TestAProcessGetsTheKeysOfWhatItFoundLocked(t *testing.T) {
+	k := NewKeys([][]byte{[]byte("secret")})
+	k.remember([]volume.Key{{UUID: "here", Key: []byte{1, 2}}, {UUID: "elsewhere", Key: []byte{3, 4}}})
+	c := k.copies([]Volume{{UUID: "here", Locked: true}})
+	if len(c.Known) != 1 || c.Known[0].UUID != "here" {
+		t.Fatalf("keys: got %v", c.Known)
+	}
+	c.Clear()
+	if again := k.copies([]Volume{{UUID: "here"}}); !bytes.Equal(again.Known[0].Key, []byte{1, 2}) || string(again.Passphrases[0]) != "secret" {
+		t.Errorf("keys after a copy was overwritten: got %v", again)
 	}
 }
 

@@ -30,14 +30,21 @@ func (k *Keys) Clear() {
 	k.keys.Clear()
 }
 
-// copies returns what may be sent to a process, which overwrites it.
-func (k *Keys) copies() (passphrases [][]byte, known []volume.Key) {
+// copies returns what may be sent to a process that found volumes locked: of what was
+// unlocked before only what concerns these. It is for the caller to overwrite.
+func (k *Keys) copies(locked []Volume) *volume.Keys {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	var c volume.Keys
 	for _, p := range k.keys.Passphrases {
-		passphrases = append(passphrases, slices.Clone(p))
+		c.Passphrases = append(c.Passphrases, slices.Clone(p))
 	}
-	return passphrases, slices.Clone(k.keys.Known)
+	for _, known := range k.keys.Known {
+		if slices.ContainsFunc(locked, func(v Volume) bool { return v.UUID == known.UUID }) {
+			c.Known = append(c.Known, volume.Key{UUID: known.UUID, Key: slices.Clone(known.Key)})
+		}
+	}
+	return &c
 }
 
 func (k *Keys) remember(list []volume.Key) {
@@ -79,16 +86,17 @@ func unlock(ctx context.Context, o Options, r *proto.Request, devices []block.De
 	}
 	var reply proto.Reply
 	with := *r
-	with.Passphrases, with.Keys = o.Keys.copies()
+	keys := o.Keys.copies(locked)
+	with.Passphrases, with.Keys = keys.Passphrases, keys.Known
 	reply, err = c.callFor(ctx, &with, unlockFactor*c.timeout)
-	for _, p := range with.Passphrases {
-		clear(p)
-	}
 	if err == nil && !opened(locked, lockedOf(reply.Machines)) {
 		err = tree.NewLockedError(lockedOf(reply.Machines))
 	}
 	if err != nil {
-		c.close()
+		c.close() // nothing is being sent any more
+	}
+	keys.Clear()
+	if err != nil {
 		return nil, reply, err
 	}
 	o.Keys.remember(reply.Keys)

@@ -249,6 +249,9 @@ type remote struct {
 func (e *remote) Error() string { return e.text }
 func (e *remote) Unwrap() error { return e.is }
 
+// ErrMessage says that a message is none that may be sent.
+var ErrMessage = errors.New("message makes no sense")
+
 // Conn sends and receives frames. One goroutine may receive, any may send.
 type Conn struct {
 	r  *bufio.Reader
@@ -263,10 +266,10 @@ func NewConn(rw io.ReadWriter) *Conn { return &Conn{r: bufio.NewReaderSize(rw, 6
 func (c *Conn) Send(v any) error {
 	b, err := cbor.Marshal(v)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrMessage, err)
 	}
 	if len(b) > MaxFrame {
-		return fmt.Errorf("message of %d bytes", len(b))
+		return fmt.Errorf("%w: it has %d bytes", ErrMessage, len(b))
 	}
 	frame := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(b)), uint32(len(b))), b...)
 	// There may be passphrases in it, which are not to lie about.
@@ -297,12 +300,15 @@ func (c *Conn) Receive(v any) error {
 	}
 	n := binary.BigEndian.Uint32(head[:])
 	if n > MaxFrame {
-		return fmt.Errorf("message of %d bytes", n)
+		return fmt.Errorf("%w: it has %d bytes", ErrMessage, n)
 	}
 	b := make([]byte, n)
 	defer clear(b)
 	if _, err := io.ReadFull(c.r, b); err != nil {
 		return err
 	}
-	return decoding.Unmarshal(b, v)
+	if err := decoding.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %w", ErrMessage, err)
+	}
+	return nil
 }
