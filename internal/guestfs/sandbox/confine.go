@@ -68,27 +68,65 @@ func confine(memory int64) error {
 			return fmt.Errorf("limit %d: %w", what, err)
 		}
 	}
+	return filter()
+}
+
+// filter admits calls, and of some only what they may be asked. All filters are asked,
+// and what one denies is denied: there is one for each call with conditions, for what
+// go-seccomp-bpf compares after conditions that do not hold is no call's number. That
+// without conditions comes last, as it admits no more.
+func filter() error {
+	for name, conditions := range denied() {
+		err := load(seccomp.ActionAllow, seccomp.SyscallGroup{Action: seccomp.ActionErrno,
+			NamesWithCondtions: []seccomp.NameWithConditions{{Name: name, Conditions: conditions}}})
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	// The C library makes threads with clone where the kernel does not know this one,
+	// whose flags no filter sees.
+	unknown := seccomp.SyscallGroup{Action: seccomp.ActionErrno | seccomp.Action(unix.ENOSYS), Names: []string{"clone3"}}
+	return load(seccomp.ActionErrno, unknown, seccomp.SyscallGroup{Action: seccomp.ActionAllow, Names: calls})
+}
+
+func load(otherwise seccomp.Action, groups ...seccomp.SyscallGroup) error {
 	return seccomp.LoadFilter(seccomp.Filter{
 		NoNewPrivs: true,
 		Flag:       seccomp.FilterFlagTSync,
-		Policy: seccomp.Policy{
-			DefaultAction: seccomp.ActionErrno,
-			Syscalls:      []seccomp.SyscallGroup{{Action: seccomp.ActionAllow, Names: calls}},
-		},
+		Policy:     seccomp.Policy{DefaultAction: otherwise, Syscalls: groups},
 	})
+}
+
+// denied are calls, by name, that are denied where all conditions hold. Halves of
+// arguments that the kernel does not look at make no difference to them.
+func denied() map[string]seccomp.ArgumentConditions {
+	is := func(argument uint32, op seccomp.Operation, value uint64) seccomp.Condition {
+		return seccomp.Condition{Argument: argument, Operation: op, Value: value}
+	}
+	var commands seccomp.ArgumentConditions // others have sockets send signals
+	for _, c := range []uint64{unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC} {
+		commands = append(commands, is(1, seccomp.NotEqual, c))
+	}
+	return map[string]seccomp.ArgumentConditions{
+		"clone": {is(0, seccomp.BitsNotSet, unix.CLONE_THREAD)}, // a process
+		// The limit of memory does not count either.
+		"mmap":      {is(3, seccomp.BitsSet, unix.MAP_SHARED|unix.MAP_GROWSDOWN)},
+		"tgkill":    {is(0, seccomp.NotEqual, uint64(os.Getpid()))},
+		"prlimit64": {is(0, seccomp.NotEqual, 0)}, // of another process
+		"fcntl":     commands,
+	}
 }
 
 // calls are what the Go runtime, the C library beneath it, and reading and writing
 // open sockets need. No call that opens, connects or starts anything is among
-// them; clone makes threads, for the limits and namespaces leave nothing to do for
-// a process.
+// them.
 var calls = []string{
 	"read", "write", "readv", "writev", "recvfrom", "sendto", "recvmsg", "sendmsg", "close", "shutdown",
 	"epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2", "eventfd2", "pipe2", "fcntl", "poll", "ppoll",
 	"getsockopt", "getsockname", "getpeername",
 	"mmap", "munmap", "mremap", "mprotect", "madvise", "mincore", "brk", "membarrier",
 	"futex", "sched_yield", "sched_getaffinity", "nanosleep", "clock_nanosleep", "clock_gettime", "gettimeofday", "restart_syscall",
-	"clone", "clone3", "set_robust_list", "rseq", "set_tid_address", "arch_prctl", "prctl", "gettid", "getpid", "tgkill",
+	"clone", "set_robust_list", "rseq", "set_tid_address", "arch_prctl", "prctl", "gettid", "getpid", "tgkill",
 	"rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "setitimer", "timer_create", "timer_settime", "timer_delete",
 	"getrandom", "getrlimit", "prlimit64", "exit", "exit_group", "uname", "sysinfo", "getuid", "geteuid", "getgid", "getegid",
 }

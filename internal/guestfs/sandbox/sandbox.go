@@ -21,9 +21,13 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// waitDelay is how long it is waited for what a child that has ended still has to say.
+const waitDelay = 5 * time.Second
 
 // name is what a child finds as its argv[0].
 const name = "sendense-sandbox"
@@ -66,7 +70,7 @@ func start(task string, limits Limits, sockets []*os.File, a *syscall.SysProcAtt
 		Path: "/proc/self/exe", Args: []string{name, task, fmt.Sprint(limits.MemoryBytes), fmt.Sprint(len(sockets))},
 		// Garbage may wait until memory gets tight, as Limits say.
 		Env: []string{"GOTRACEBACK=single", "GOGC=400", fmt.Sprintf("GOMAXPROCS=%d", min(2, runtime.NumCPU()))},
-		Dir: "/", ExtraFiles: sockets, Stderr: &c.stderr, SysProcAttr: a,
+		Dir: "/", ExtraFiles: sockets, Stderr: &c.stderr, SysProcAttr: a, WaitDelay: waitDelay,
 	}
 	// The signal that follows a parent's death follows that of its thread: this one
 	// has to stay.

@@ -1,6 +1,7 @@
 package sandbox_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -48,6 +50,24 @@ func try(sockets []*os.File) error {
 		"mount":            func() error { return unix.Mount("tmpfs", "/tmp", "tmpfs", 0, "") },
 		"trace":            func() error { return unix.PtraceAttach(1) },
 		"become root":      func() error { return syscall.Setuid(0) },
+		"fork":             func() error { return fork(uintptr(unix.SIGCHLD)) },
+		// A number that a call has which may be made.
+		"fork under another name": func() error { return fork(unix.SYS_MMAP) },
+		"fork with clone3": func() error {
+			args := [8]uint64{4: uint64(unix.SIGCHLD)}
+			pid, _, err := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0)
+			return inChild(pid, err)
+		},
+		"share memory":       func() error { return mapped(unix.MAP_SHARED | unix.MAP_ANON) },
+		"have stacks grow":   func() error { return mapped(unix.MAP_PRIVATE | unix.MAP_ANON | unix.MAP_GROWSDOWN) },
+		"signal a neighbour": func() error { return permitted(unix.Tgkill(os.Getpid()+1, os.Getpid()+1, 0)) },
+		"limit a neighbour": func() error {
+			return permitted(unix.Prlimit(os.Getpid()+1, unix.RLIMIT_NOFILE, nil, new(unix.Rlimit)))
+		},
+		"be signalled by a socket": func() error {
+			_, err := unix.FcntlInt(sockets[0].Fd(), unix.F_SETOWN, os.Getpid())
+			return err
+		},
 	} {
 		if f() == nil {
 			could = append(could, what)
@@ -55,6 +75,35 @@ func try(sockets []*os.File) error {
 	}
 	_, err := sockets[0].WriteString(strings.Join(could, ", ") + ".")
 	return err
+}
+
+// fork makes a process that ends at once.
+func fork(flags uintptr) error {
+	pid, _, err := unix.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	return inChild(pid, err)
+}
+
+func inChild(pid uintptr, err syscall.Errno) error {
+	if err != 0 {
+		return err
+	}
+	if pid == 0 {
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+	return nil
+}
+
+func mapped(flags int) error {
+	_, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, flags)
+	return err
+}
+
+// permitted turns what may be tried, in vain, into what could be done.
+func permitted(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return err
+	}
+	return nil
 }
 
 func eat([]*os.File) error {
