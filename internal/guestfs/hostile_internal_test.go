@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -230,6 +231,43 @@ func TestAProcessGetsTheKeysOfWhatItFoundLocked(t *testing.T) {
 		t.Errorf("keys after a copy was overwritten: got %v", again)
 	}
 }
+
+// frame is a frame whose content begins with b and goes on with as much of one kind.
+func frame(size int, b ...byte) []byte {
+	f := binary.BigEndian.AppendUint32(nil, uint32(size))
+	f = append(f, b...)
+	return append(f, bytes.Repeat([]byte{0xa0}, size+4-len(f))...) // empty maps
+}
+
+func TestAFrameMakesNoMoreOfItselfThanItMay(t *testing.T) {
+	array := func(n int) []byte { return binary.BigEndian.AppendUint32([]byte{0x9a}, uint32(n)) }
+	volumes := []byte{0xa1, 12} // a reply with machines
+	volumes = append(volumes, array(31)...)
+	for range 31 { // each with a million volumes
+		volumes = append(append(volumes, 0xa1, 2), array(1<<20-1)...)
+		volumes = append(volumes, bytes.Repeat([]byte{0xa0}, 1<<20-1)...)
+	}
+	for name, f := range map[string][]byte{
+		"a million entries":               frame(1<<20+7, append([]byte{0xa1, 6}, array(1<<20)...)...),
+		"many machines with many volumes": append(binary.BigEndian.AppendUint32(nil, uint32(len(volumes))), volumes...),
+		"an array without a length":       frame(1<<20, 0xa1, 6, 0x9f),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r proto.Reply
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			err := proto.NewConn(readWriter{bytes.NewReader(f)}).Receive(&r)
+			runtime.ReadMemStats(&after)
+			if taken := after.TotalAlloc - before.TotalAlloc; err == nil || taken > 128<<20 {
+				t.Errorf("got %v, and %d MiB taken", err, taken>>20)
+			}
+		})
+	}
+}
+
+type readWriter struct{ io.Reader }
+
+func (readWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 func TestFramesAreBounded(t *testing.T) {
 	near, far := net.Pipe()

@@ -148,7 +148,7 @@ func Diff(ctx context.Context, older *Guest, a Node, newer *Guest, b Node, dirty
 // tell says which ranges of a disk differ.
 func (g *Guest) tell(ctx context.Context, index int, list []block.Range) error {
 	for first := true; first || len(list) > 0; first = false {
-		n := min(len(list), 50_000)
+		n := min(len(list), 20_000)
 		r := proto.Request{Op: proto.Dirty, N: int64(index)}
 		for _, x := range list[:n] {
 			r.Ranges = append(r.Ranges, [2]int64{x.Off, x.Len})

@@ -68,8 +68,12 @@ func (s *server) serve() error {
 			defer func() { <-s.slots }()
 			reply, err := s.answer(&r)
 			reply.ID, reply.Err = r.ID, proto.PackError(err)
+			err = s.conn.Send(reply)
+			if errors.Is(err, proto.ErrMessage) {
+				err = s.conn.Send(proto.Reply{ID: r.ID, Err: proto.PackError(fmt.Errorf("answer to request %d: %w: %w", r.Op, err, fsys.ErrUnsupported))})
+			}
 			// Without its answer the other side gives this process up.
-			if s.conn.Send(reply) != nil {
+			if err != nil {
 				os.Exit(1)
 			}
 		}()

@@ -2,6 +2,7 @@ package child
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"slices"
@@ -134,7 +135,10 @@ func complete(m *tree.System, e *proto.Entry, a fsys.Attr, more proto.More) {
 		}
 	}
 	if more&proto.AllXattrs != 0 {
-		if e.Xattrs, err = m.Xattrs(e.Node); err != nil {
+		if e.Xattrs, err = m.Xattrs(e.Node); err == nil && len(e.Xattrs) > maxXattrs {
+			e.Xattrs, err = nil, fmt.Errorf("%d extended attributes: %w", len(e.Xattrs), fsys.ErrUnsupported)
+		}
+		if err != nil {
 			e.XattrsErr = proto.PackError(err)
 		}
 	}
@@ -153,14 +157,16 @@ func complete(m *tree.System, e *proto.Entry, a fsys.Attr, more proto.More) {
 	}
 }
 
-// maxPlaces is how many extents come with an entry.
-const maxPlaces = 1000
+const (
+	maxPlaces = 1000   // extents that come with an entry
+	maxXattrs = 10_000 // extended attributes
+)
 
 // entryBytes is about what an entry takes.
 func entryBytes(e *proto.Entry) int {
 	n := len(e.Name) + len(e.Target) + 20*len(e.Extents) + len(e.Data)
 	for _, x := range e.Xattrs {
-		n += len(x.Name) + len(x.Value)
+		n += len(x.Name) + len(x.Value) + 32
 	}
 	return n
 }

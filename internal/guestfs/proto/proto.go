@@ -271,6 +271,9 @@ func (c *Conn) Send(v any) error {
 	if len(b) > MaxFrame {
 		return fmt.Errorf("%w: it has %d bytes", ErrMessage, len(b))
 	}
+	if err := check(b); err != nil {
+		return err
+	}
 	frame := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(b)), uint32(len(b))), b...)
 	// There may be passphrases in it, which are not to lie about.
 	defer clear(frame)
@@ -283,8 +286,8 @@ func (c *Conn) Send(v any) error {
 
 // decoding bounds what a frame may make of its bytes.
 var decoding = func() cbor.DecMode {
-	o := cbor.DecOptions{MaxArrayElements: 1 << 20, MaxMapPairs: 1 << 10, MaxNestedLevels: 8, TagsMd: cbor.TagsForbidden,
-		UTF8: cbor.UTF8DecodeInvalid} // names are bytes
+	o := cbor.DecOptions{MaxArrayElements: maxArray, MaxMapPairs: maxPairs, MaxNestedLevels: 8, TagsMd: cbor.TagsForbidden,
+		IndefLength: cbor.IndefLengthForbidden, UTF8: cbor.UTF8DecodeInvalid} // names are bytes
 	m, err := o.DecMode()
 	if err != nil {
 		panic(err)
@@ -305,6 +308,9 @@ func (c *Conn) Receive(v any) error {
 	b := make([]byte, n)
 	defer clear(b)
 	if _, err := io.ReadFull(c.r, b); err != nil {
+		return err
+	}
+	if err := check(b); err != nil {
 		return err
 	}
 	if err := decoding.Unmarshal(b, v); err != nil {

@@ -76,7 +76,7 @@ func (s *System) cryptTable() {
 		}
 		at := s.byKernelName(f[1])
 		for i := range s.volumes {
-			if s.isContainer(i, f[1], at) {
+			if len(s.volumes[i].Devices) < maxNames && s.isContainer(i, f[1], at) {
 				s.volumes[i].Devices = append(slices.Clip(s.volumes[i].Devices), "/dev/mapper/"+f[0])
 			}
 		}

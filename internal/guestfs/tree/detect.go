@@ -18,6 +18,9 @@ type OS struct {
 	Installation string `cbor:"9,keyasint" json:"installation,omitempty"`
 }
 
+// maxNames is how many kernels are told of, and names that a crypttab has for one volume.
+const maxNames = 32
+
 // detect fills in what runs on the machine.
 func (s *System) detect() {
 	for _, p := range []string{"etc/os-release", "usr/lib/os-release"} {
@@ -46,7 +49,7 @@ func (s *System) detect() {
 			continue
 		}
 		entries, _ := s.ReadDir(n) // as far as they can be read
-		for _, e := range entries {
+		for _, e := range entries[:min(len(entries), maxNames)] {
 			s.os.Kernels = append(s.os.Kernels, clean(e.Name))
 		}
 		break

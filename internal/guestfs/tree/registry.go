@@ -155,8 +155,8 @@ func (s *System) Registry(file, key, name string) (hive.Value, error) {
 	return registryValue(h, key, name)
 }
 
-// maxNames is how much the names of keys that are returned may take, in bytes.
-const maxNames = 4 << 20
+// maxKeyNames is how much the names of keys that are returned may take, in bytes.
+const maxKeyNames = 4 << 20
 
 // RegistryKeys returns the names of the keys below one.
 func (s *System) RegistryKeys(file, key string) (names []string, err error) {
@@ -168,7 +168,7 @@ func (s *System) RegistryKeys(file, key string) (names []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	left := maxNames
+	left := maxKeyNames
 	err = k.Keys(func(x *hive.Key) bool {
 		names = append(names, x.Name())
 		left -= len(x.Name()) + 8
