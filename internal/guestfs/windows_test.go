@@ -144,32 +144,6 @@ func TestWindowsAsItsRegistryTells(t *testing.T) {
 	}
 }
 
-func TestRegistryOfAPoint(t *testing.T) {
-	g := open(t, windows(t, nil))
-	v, err := g.RegistryValue(t.Context(), guestfs.SystemHive, `CurrentControlSet\Services\VIOSTOR`, "start")
-	if n, ok := v.Uint(); err != nil || !ok || n != 0 || v.Name != "Start" {
-		t.Errorf("start of viostor: got %+v, %v, want 0", v, err)
-	}
-	v, err = g.RegistryValue(t.Context(), "disk-0/p2/windows/system32/config/system", `ControlSet002\Services\viostor`, "ImagePath")
-	if err != nil || v.String() != `\SystemRoot\System32\drivers\viostor.sys` {
-		t.Errorf("image of viostor: got %q, %v", v.String(), err)
-	}
-	names, err := g.RegistryKeys(t.Context(), guestfs.SystemHive, `\CurrentControlSet\Services`)
-	slices.Sort(names)
-	if err != nil || !slices.Equal(names, []string{"Größe", "viostor"}) {
-		t.Errorf("services: got %q, %v", names, err)
-	}
-	for _, ask := range [][3]string{{guestfs.SystemHive, `CurrentControlSet\Services\vioscsi`, "Start"}, {guestfs.SystemHive, `CurrentControlSet\Services\viostor`, "x"},
-		{"/Windows/System32/config/SECURITY", "", ""}, {"/nowhere", "", ""}} {
-		if _, err := g.RegistryValue(t.Context(), ask[0], ask[1], ask[2]); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%q: got %v, want fs.ErrNotExist", ask, err)
-		}
-	}
-	if _, err := g.RegistryValue(t.Context(), "/Users/alice/file.txt", "x", "y"); err == nil || errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a file that is no hive: got %v, want an error that says so", err)
-	}
-}
-
 func TestWindowsWhoseRegistryIsDamaged(t *testing.T) {
 	for name, test := range map[string]struct {
 		do   func(config string) error

@@ -50,9 +50,9 @@ type store struct {
 	replayed map[uint64]*delta // what logs change, by subvolume
 	notes    []string
 
-	nodes      *lru[uint64, *node]
-	expansions *lru[extentKey, []byte]
-	subvolumes *lru[uint64, *tree]
+	nodes      *fsys.LRU[uint64, *node]
+	expansions *fsys.LRU[extentKey, []byte]
+	subvolumes *fsys.LRU[uint64, *tree]
 }
 
 // Open opens the btrfs on a volume. It returns a [MissingError] if that is one of
@@ -293,3 +293,6 @@ func (s *store) free() int64 {
 
 // Root implements fsys.FileSystem.
 func (f *FS) Root() fsys.ID { return f.top }
+
+// newLRU returns an LRU without what would take more than a quarter of it.
+func newLRU[K comparable, V any](most int64) *fsys.LRU[K, V] { return fsys.NewLRU[K, V](most, most/4) }

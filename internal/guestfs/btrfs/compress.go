@@ -32,7 +32,7 @@ func (s *store) expanded(e *extent, verify bool) ([]byte, error) {
 		return out, s.expand(e, out, e.inline)
 	}
 	k := extentKey{e.disk, e.diskLen, e.ram, e.compression}
-	if b, ok := s.expansions.get(k); ok {
+	if b, ok := s.expansions.Get(k); ok {
 		return b, nil
 	}
 	in := make([]byte, e.diskLen)
@@ -49,7 +49,7 @@ func (s *store) expanded(e *extent, verify bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.expansions.put(k, out, int64(len(out)))
+	s.expansions.Put(k, out, int64(len(out)))
 	return out, nil
 }
 

@@ -93,7 +93,7 @@ func (s *store) parseNode(b []byte, ref blockRef) (*node, error) {
 
 // node returns the tree block that ref points to.
 func (s *store) node(ref blockRef) (*node, error) {
-	if n, ok := s.nodes.get(ref.logical); ok {
+	if n, ok := s.nodes.Get(ref.logical); ok {
 		if n.generation != ref.generation || n.level != ref.level {
 			return nil, fmt.Errorf("tree block at %d: generation and level differ from those of a pointer to it: %w", ref.logical, fsys.ErrCorrupt)
 		}
@@ -108,6 +108,6 @@ func (s *store) node(ref blockRef) (*node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read tree block: %w", err)
 	}
-	s.nodes.put(ref.logical, n, int64(len(b))+256)
+	s.nodes.Put(ref.logical, n, int64(len(b))+256)
 	return n, nil
 }

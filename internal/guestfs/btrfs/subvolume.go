@@ -45,7 +45,7 @@ func (s *store) tree(id uint64) (*tree, []byte, error) {
 
 // subvolume returns the tree of a subvolume, changed by the log if there is one.
 func (s *store) subvolume(id uint64) (*tree, error) {
-	if t, ok := s.subvolumes.get(id); ok {
+	if t, ok := s.subvolumes.Get(id); ok {
 		return t, nil
 	}
 	if id != topLevelID && id < firstFreeID {
@@ -65,7 +65,7 @@ func (s *store) subvolume(id uint64) (*tree, error) {
 		return nil, fmt.Errorf("subvolume %d with topmost directory %d: %w", id, dir, fsys.ErrCorrupt)
 	}
 	t.delta = s.replayed[id]
-	s.subvolumes.put(id, t, 1)
+	s.subvolumes.Put(id, t, 1)
 	return t, nil
 }
 

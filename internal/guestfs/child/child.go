@@ -111,7 +111,7 @@ func (s *server) answer(r *proto.Request) (proto.Reply, error) {
 	return one(m, r)
 }
 
-// one answers what concerns one inode, or one hive.
+// one answers what concerns one inode.
 func one(m *tree.System, r *proto.Request) (reply proto.Reply, err error) {
 	var a fsys.Attr
 	switch r.Op {
@@ -145,11 +145,6 @@ func one(m *tree.System, r *proto.Request) (reply proto.Reply, err error) {
 		if errors.Is(err, io.EOF) {
 			err, reply.Done = nil, true
 		}
-	case proto.Registry:
-		v, valueErr := m.Registry(r.Path, r.Key, r.Name)
-		reply.Path, reply.Kind, reply.Data, err = v.Name, v.Type, v.Data, valueErr
-	case proto.RegistryKeys:
-		reply.Names, err = m.RegistryKeys(r.Path, r.Key)
 	default:
 		err = fmt.Errorf("request %d is not known", r.Op)
 	}

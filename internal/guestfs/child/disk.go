@@ -124,8 +124,8 @@ type disk struct {
 func (d *disk) Size() int64 { return d.size }
 
 func (d *disk) ReadAt(p []byte, off int64) error {
-	if off < 0 || off > d.size-int64(len(p)) {
-		return fmt.Errorf("read %d bytes at %d of %d: %w", len(p), off, d.size, io.ErrUnexpectedEOF)
+	if err := fsys.CheckRange(off, int64(len(p)), d.size); err != nil {
+		return err
 	}
 	return d.d.readAt(d.number, p, off)
 }

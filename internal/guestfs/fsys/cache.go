@@ -2,8 +2,6 @@ package fsys
 
 import (
 	"container/list"
-	"fmt"
-	"io"
 	"sync"
 )
 
@@ -44,8 +42,8 @@ func (c *cache) Size() int64 { return c.vol.Size() }
 
 // ReadAt implements Volume.
 func (c *cache) ReadAt(p []byte, off int64) error {
-	if off < 0 || off > c.vol.Size()-int64(len(p)) {
-		return fmt.Errorf("read %d bytes at %d of %d: %w", len(p), off, c.vol.Size(), io.ErrUnexpectedEOF)
+	if err := CheckRange(off, int64(len(p)), c.vol.Size()); err != nil {
+		return err
 	}
 	if len(p) > 4*pageSize {
 		return c.vol.ReadAt(p, off)

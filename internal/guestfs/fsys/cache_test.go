@@ -113,3 +113,34 @@ func TestACacheKeepsNoErrors(t *testing.T) {
 		t.Errorf("read after it was mended: got %v", err)
 	}
 }
+
+func TestAnLRUKeepsWhatWasUsedLast(t *testing.T) {
+	l := fsys.NewLRU[string, int](10, 20)
+	has := func(want string) {
+		t.Helper()
+		got := ""
+		for _, k := range []string{"a", "b", "c", "d"} {
+			if _, ok := l.Get(k); ok {
+				got += k
+			}
+		}
+		if got != want {
+			t.Errorf("kept: got %q, want %q", got, want)
+		}
+	}
+	l.Put("a", 1, 5)
+	l.Put("b", 2, 5)
+	has("ab")
+	if v, ok := l.Get("a"); v != 1 || !ok {
+		t.Errorf("a: got %d, %v", v, ok)
+	}
+	l.Put("c", 3, 5)
+	has("ac")
+	l.Put("c", 4, 1)
+	l.Put("d", 5, 4)
+	has("acd")
+	l.Put("b", 6, 21) // costs more than anything may
+	has("acd")
+	l.Put("b", 7, 15) // is kept alone
+	has("b")
+}

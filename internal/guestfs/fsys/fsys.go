@@ -10,6 +10,8 @@ package fsys
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"time"
 )
@@ -21,6 +23,14 @@ type Volume interface {
 	ReadAt(p []byte, off int64) error
 	// Size returns the length in bytes.
 	Size() int64
+}
+
+// CheckRange returns an error unless n bytes from off lie within size.
+func CheckRange(off, n, size int64) error {
+	if off < 0 || n < 0 || off > size-n {
+		return fmt.Errorf("read %d bytes at %d of %d: %w", n, off, size, io.ErrUnexpectedEOF)
+	}
+	return nil
 }
 
 // Errors that say what is wrong with a file system. They are wrapped with what

@@ -41,21 +41,6 @@ func (v Value) String() string {
 	return ""
 }
 
-// Strings returns those of a list.
-func (v Value) Strings() []string {
-	var list []string
-	if v.Type != TypeStrings {
-		return nil
-	}
-	for s := range strings.SplitSeq(text16(v.Data), "\x00") {
-		if s == "" { // ends the list
-			break
-		}
-		list = append(list, s)
-	}
-	return list
-}
-
 // Uint returns a number.
 func (v Value) Uint() (n uint64, ok bool) {
 	switch {

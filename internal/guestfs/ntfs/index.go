@@ -35,7 +35,7 @@ type directory struct {
 
 // directory opens a directory.
 func (f *fileSystem) directory(id fsys.ID) (*directory, error) {
-	if d, ok := f.directories.get(id); ok {
+	if d, ok := f.directories.Get(id); ok {
 		return d, nil
 	}
 	n, err := f.node(id)
@@ -53,7 +53,7 @@ func (f *fileSystem) directory(id fsys.ID) (*directory, error) {
 	if d.blocks != nil {
 		cost += 64 * len(d.blocks.pieces)
 	}
-	f.directories.put(id, d, cost)
+	f.directories.Put(id, d, int64(cost))
 	return d, nil
 }
 

@@ -208,7 +208,7 @@ type content struct {
 
 // content opens the content of a file.
 func (f *fileSystem) content(id fsys.ID) (*content, error) {
-	if c, ok := f.contents.get(id); ok {
+	if c, ok := f.contents.Get(id); ok {
 		return c, nil
 	}
 	n, err := f.node(id)
@@ -236,7 +236,7 @@ func (f *fileSystem) content(id fsys.ID) (*content, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the content of MFT record %d: %w", n.in.base.number, err)
 	}
-	f.contents.put(id, c, cost)
+	f.contents.Put(id, c, int64(cost))
 	return c, nil
 }
 

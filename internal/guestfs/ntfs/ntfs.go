@@ -18,6 +18,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
@@ -50,9 +51,9 @@ type fileSystem struct {
 	root fsys.ID
 	info fsys.Info
 
-	contents    *lru[fsys.ID, *content]
-	directories *lru[fsys.ID, *directory]
-	units       *lru[unitKey, []byte]
+	contents    *fsys.LRU[fsys.ID, *content]
+	directories *fsys.LRU[fsys.ID, *directory]
+	units       *fsys.LRU[unitKey, []byte]
 
 	counting sync.Once // guards free
 	free     int64
@@ -79,7 +80,7 @@ func OpenWith(v fsys.Volume, o Options) (fsys.FileSystem, error) {
 	}
 	f := &fileSystem{
 		geometry: g, raw: v, vol: v,
-		contents: newLRU[fsys.ID, *content](4 << 20), directories: newLRU[fsys.ID, *directory](2 << 20), units: newLRU[unitKey, []byte](4 << 20),
+		contents: fsys.NewLRU[fsys.ID, *content](4<<20, math.MaxInt64), directories: fsys.NewLRU[fsys.ID, *directory](2<<20, math.MaxInt64), units: fsys.NewLRU[unitKey, []byte](4<<20, math.MaxInt64),
 	}
 	if o.CacheBytes >= 0 {
 		f.vol = fsys.Cached(v, cmp.Or(o.CacheBytes, 20<<20))

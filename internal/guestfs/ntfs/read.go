@@ -190,13 +190,13 @@ func (s *stream) readUnits(v fsys.Volume, p []byte, off int64) error {
 	size := s.unit * s.f.clusterBytes
 	for len(p) > 0 {
 		key := unitKey{s, off / size}
-		b, ok := s.f.units.get(key)
+		b, ok := s.f.units.Get(key)
 		if !ok {
 			var err error
 			if b, err = s.decompress(v, key.index*s.unit); err != nil {
 				return fmt.Errorf("read the compression unit at %d: %w", key.index*size, err)
 			}
-			s.f.units.put(key, b, len(b))
+			s.f.units.Put(key, b, int64(len(b)))
 		}
 		n := copy(p, b[off-key.index*size:])
 		p, off = p[n:], off+int64(n)

@@ -59,13 +59,13 @@ func (w *wofFile) readAt(p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) {
 		key := unitKey{w.stream, off / w.chunk}
-		b, ok := w.f.units.get(key)
+		b, ok := w.f.units.Get(key)
 		if !ok {
 			var err error
 			if b, err = w.decompress(key.index); err != nil {
 				return done, fmt.Errorf("decompress chunk %d: %w", key.index, err)
 			}
-			w.f.units.put(key, b, len(b))
+			w.f.units.Put(key, b, int64(len(b)))
 		}
 		n := copy(p[done:], b[off-key.index*w.chunk:])
 		done, off = done+n, off+int64(n)

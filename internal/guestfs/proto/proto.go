@@ -44,9 +44,7 @@ const (
 	Stop  // of a stream
 	Dirty // says what differs on the disk with index N between machines 0 and 1
 	Volumes
-	Registry     // a value of a hive
-	RegistryKeys // the names of the keys below one
-	Drivers      // what hardware the guest can run on
+	Drivers // what hardware the guest can run on
 )
 
 // Request asks for something.
@@ -67,7 +65,6 @@ type Request struct {
 	Passphrases [][]byte     `cbor:"13,keyasint,omitempty"`
 	Ranges      [][2]int64   `cbor:"14,keyasint,omitempty"` // of Dirty: offset and length
 	Match       tree.Match   `cbor:"15,keyasint,omitempty"` // of Walk
-	Key         string       `cbor:"16,keyasint,omitempty"` // of Registry, in the hive at Path
 	More        More         `cbor:"17,keyasint,omitempty"` // of Walk
 	Keys        []volume.Key `cbor:"18,keyasint,omitempty"`
 }
@@ -105,8 +102,6 @@ type Reply struct {
 	Changes  []Change      `cbor:"11,keyasint,omitempty"`
 	Machines []Machine     `cbor:"12,keyasint,omitempty"`
 	Done     bool          `cbor:"13,keyasint,omitempty"` // of List and Next: that was all
-	Kind     uint32        `cbor:"14,keyasint,omitempty"` // of a value of the registry
-	Names    []string      `cbor:"15,keyasint,omitempty"`
 	Drivers  drivers.Guest `cbor:"16,keyasint,omitempty"`
 	Keys     []volume.Key  `cbor:"17,keyasint,omitempty"` // of Open: those that unlocked something
 	Later    bool          `cbor:"18,keyasint,omitempty"` // of Next: there is nothing yet

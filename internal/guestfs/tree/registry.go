@@ -54,8 +54,8 @@ func (f fileVolume) Size() int64 { return f.size }
 
 // ReadAt implements fsys.Volume.
 func (f fileVolume) ReadAt(p []byte, off int64) error {
-	if off < 0 || off > f.size-int64(len(p)) {
-		return fmt.Errorf("read %d bytes at %d of %d: %w", len(p), off, f.size, io.ErrUnexpectedEOF)
+	if err := fsys.CheckRange(off, int64(len(p)), f.size); err != nil {
+		return err
 	}
 	n, err := f.s.ReadAt(f.node, p, off)
 	if n == len(p) {
@@ -153,31 +153,6 @@ func (s *System) Registry(file, key, name string) (hive.Value, error) {
 		return hive.Value{}, err
 	}
 	return registryValue(h, key, name)
-}
-
-// maxKeyNames is how much the names of keys that are returned may take, in bytes.
-const maxKeyNames = 4 << 20
-
-// RegistryKeys returns the names of the keys below one.
-func (s *System) RegistryKeys(file, key string) (names []string, err error) {
-	h, err := s.registryAt(file)
-	if err != nil {
-		return nil, err
-	}
-	k, err := registryKey(h, key)
-	if err != nil {
-		return nil, err
-	}
-	left := maxKeyNames
-	err = k.Keys(func(x *hive.Key) bool {
-		names = append(names, x.Name())
-		left -= len(x.Name()) + 8
-		return left > 0
-	})
-	if err == nil && left <= 0 {
-		err = fmt.Errorf("the keys below %s: there are too many: %w", key, fsys.ErrUnsupported)
-	}
-	return names, err
 }
 
 func (s *System) registryAt(file string) (*hive.Hive, error) {

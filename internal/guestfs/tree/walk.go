@@ -16,8 +16,8 @@ type Visit func(name string, n Node, a fsys.Attr, err error) (skip bool, stop er
 // maxDepth bounds how deep a walk goes: no path of Linux reaches so far.
 const maxDepth = 2048
 
-// Walk visits n and everything below. Directories that contain themselves, which
-// only a damaged file system has, are visited once.
+// Walk visits n and everything below. A directory within itself, which only a damaged
+// file system has, is told as an error and not entered again.
 func (s *System) Walk(n Node, visit Visit) error {
 	w := &walk{s: s, visit: visit, inside: map[Node]bool{}}
 	return w.one(".", n, 0)

@@ -2,7 +2,6 @@ package volume
 
 import (
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/sendense/sendense/internal/guestfs/fsys"
@@ -77,7 +76,7 @@ type mapped struct {
 func (m mapped) Size() int64 { return m.size }
 
 func (m mapped) ReadAt(p []byte, off int64) error {
-	if err := inside(off, int64(len(p)), m.size); err != nil {
+	if err := fsys.CheckRange(off, int64(len(p)), m.size); err != nil {
 		return err
 	}
 	for len(p) > 0 {
@@ -99,19 +98,11 @@ func (m mapped) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
-// inside returns an error unless n bytes from off lie within size.
-func inside(off, n, size int64) error {
-	if off < 0 || n < 0 || off > size-n {
-		return fmt.Errorf("read %d bytes at %d of %d: %w", n, off, size, io.ErrUnexpectedEOF)
-	}
-	return nil
-}
-
 // locatedVolume is a volume made of others that are located.
 type locatedVolume struct{ mapped }
 
 func (v locatedVolume) Locate(off, n int64) ([]Piece, error) {
-	if err := inside(off, n, v.size); err != nil {
+	if err := fsys.CheckRange(off, n, v.size); err != nil {
 		return nil, err
 	}
 	var pieces []Piece
@@ -157,14 +148,14 @@ type diskVolume struct {
 }
 
 func (d diskVolume) ReadAt(p []byte, off int64) error {
-	if err := inside(off, int64(len(p)), d.Size()); err != nil {
+	if err := fsys.CheckRange(off, int64(len(p)), d.Size()); err != nil {
 		return err
 	}
 	return d.Volume.ReadAt(p, off)
 }
 
 func (d diskVolume) Locate(off, n int64) ([]Piece, error) {
-	if err := inside(off, n, d.Size()); err != nil || n == 0 {
+	if err := fsys.CheckRange(off, n, d.Size()); err != nil || n == 0 {
 		return nil, err
 	}
 	return []Piece{{d.index, off, n}}, nil

@@ -141,7 +141,7 @@ func (h *luksHeader) open(v fsys.Volume, s *luksSlot, passphrase []byte, b *budg
 		return nil, errors.New("it is not valid")
 	}
 	size := int64(s.keyBytes) * int64(s.stripes)
-	if size > s.length || inside(s.off, (size+511)&^511, v.Size()) != nil {
+	if size > s.length || fsys.CheckRange(s.off, (size+511)&^511, v.Size()) != nil {
 		return nil, errors.New("it lies past the end of its area")
 	}
 	derived, err := s.kdf.derive(passphrase, s.areaKey, b)

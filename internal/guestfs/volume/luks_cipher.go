@@ -96,7 +96,7 @@ func (d *decrypted) Size() int64 { return d.size }
 const decryptChunk = 256 << 10
 
 func (d *decrypted) ReadAt(p []byte, off int64) error {
-	if err := inside(off, int64(len(p)), d.size); err != nil {
+	if err := fsys.CheckRange(off, int64(len(p)), d.size); err != nil {
 		return err
 	}
 	for len(p) > 0 {

@@ -24,7 +24,7 @@ type array struct {
 	newest  *mdSuper
 }
 
-// arrays collects members by array.
+// collectArrays collects members by array.
 func collectArrays(members []mdMember) []*array {
 	var list []*array
 	byID := map[string]*array{}

@@ -2,8 +2,6 @@ package volume
 
 import (
 	"slices"
-
-	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
 // finding is something that a volume holds, or seems to.
@@ -28,18 +26,6 @@ func (f finding) container() bool {
 
 // disc says whether it is the file system of an optical disc.
 func (f finding) disc() bool { return f.Type == "iso9660" || f.Type == "udf" }
-
-// Probe returns the type of what a volume holds, as blkid calls it, with its label
-// and UUID where these are easily had; an empty type if it is not known. It looks
-// for magic numbers only: what has one may still be damaged.
-func Probe(v fsys.Volume) (typ, label, uuid string, err error) {
-	w := newWindow(v)
-	if found := probe(w); len(found) > 0 {
-		f := found[0]
-		return f.Type, f.Label, f.UUID, nil
-	}
-	return "", "", "", w.err
-}
 
 // probes recognise what a volume holds. What comes first counts if several do: what
 // a volume is a member of says more than what was left in it.

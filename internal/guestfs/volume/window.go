@@ -30,7 +30,7 @@ func (w *window) size() int64 { return w.vol.Size() }
 
 // bytes returns the n bytes at off, or nil.
 func (w *window) bytes(off int64, n int) []byte {
-	if inside(off, int64(n), w.size()) != nil {
+	if fsys.CheckRange(off, int64(n), w.size()) != nil {
 		return nil
 	}
 	p := make([]byte, n)
