@@ -158,7 +158,7 @@ func unlocked(t *testing.T, s *clitest.Site, flags []string, large string) {
 		"cat web1 latest /etc/motd" + one: "two, and longer\n", "cat web1 latest~1 /etc/motd" + both: "one\n", "cat web1 latest /boot/vmlinuz" + one: "kernel\n",
 		"cat web1 latest /home/name" + one: "alice\n", "cat web1 latest disk-0/sys/root/etc/motd" + one: "two, and longer\n", "cat web1 latest /srv/new" + both: "new\n",
 		"cat web1 latest disk-0/p3/crypt/new" + both: "new\n", "ls web1 latest /srv" + both: "large\nlost+found\nnew\n",
-		"find web1 latest / --name motd" + one: "etc/motd\n", "diff web1 latest~1 latest" + both: "C etc/motd\nA srv/new\nR srv/old\n",
+		"find web1 latest / --name motd" + both: "etc/motd\n", "diff web1 latest~1 latest" + both: "C etc/motd\nA srv/new\nR srv/old\n",
 	} {
 		if r := s.Control(flags, line); r.Code != 0 || r.Stdout != want || r.Stderr != "" {
 			t.Errorf("%s: got %+v, want %q", line, r, want)
@@ -169,6 +169,11 @@ func unlocked(t *testing.T, s *clitest.Site, flags []string, large string) {
 		if !strings.Contains(r.Stdout, want) {
 			t.Errorf("ls with one of two: got %s, want it to have %q", r.Stdout, want)
 		}
+	}
+	// What is beneath a mount that is locked is not shown as what is in it.
+	clitest.Refused(t, s.Control(flags, "ls web1 latest /srv"+one), 7, "disk-0/p3 is encrypted with LUKS, and no passphrase given fits")
+	if r := s.Control(flags, "find web1 latest / --name motd"+one); r.Stdout != "etc/motd\n" || !strings.Contains(r.Stderr, "srv: disk-0/p3 is encrypted") {
+		t.Errorf("find with one of two: got %+v", r)
 	}
 	var list []appliance.FileVersion
 	if r := s.Control(flags, "versions --json web1 /srv/old"+both); json.Unmarshal([]byte(r.Stdout), &list) != nil || len(list) != 2 || list[0].File == nil || list[1].File != nil {

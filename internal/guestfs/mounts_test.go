@@ -107,6 +107,24 @@ func TestMountsThatFailAreNotShownAsWhatIsBeneath(t *testing.T) {
 	}
 }
 
+func TestAMountOfAGroupThatLacksADiskIsNotShownAsWhatIsBeneath(t *testing.T) {
+	var parts []string
+	for range 2 {
+		parts = append(parts, fstest.Make(t, 24<<20, "true"))
+	}
+	fstest.InMachine(t, "vgcreate -qq -s 1M vg0 /dev/vdc /dev/vdd && lvcreate -qq -l 10 -n here vg0 /dev/vdc && lvcreate -qq -l 10 -n gone vg0 /dev/vdd && "+
+		"mkfs.ext4 -q /dev/vg0/here && mkfs.ext4 -q /dev/vg0/gone && vgchange -qq -an vg0", parts...)
+	root := rooted(t, "/dev/mapper/vg0-gone /gone ext4 defaults 0 0\n/dev/vg0/here /here ext4 defaults 0 0\n",
+		map[string]string{"gone/beneath": "", "here/beneath": ""})
+	found := entries(t, open(t, []string{root, parts[0]}), "/")
+	if err := found["gone"]; has(found, "gone/beneath") || !errors.Is(err, guestfs.ErrUnsupported) || !strings.Contains(err.Error(), "vg0/gone") {
+		t.Errorf("what lay on a disk that is not there: got %v in %v", err, found)
+	}
+	if !has(found, "here/lost+found") {
+		t.Errorf("what lay on the other: got %v", found)
+	}
+}
+
 // partly fails in the middle, where no format has what it is told by.
 type partly struct{ failing }
 

@@ -68,7 +68,7 @@ func (s *System) mountTable() {
 // what is in the directory beneath is not what the guest had there.
 func (s *System) mountEntry(e fstabEntry) error {
 	if e.bound() {
-		return errors.New("it is shown in the one place only")
+		return errors.New("its files are where they come from")
 	}
 	root, index, err := s.mountOf(e)
 	if e.dir == "/" {
