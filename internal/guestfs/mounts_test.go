@@ -157,6 +157,54 @@ func TestADiskThatFailsUnderAMountIsTriedAgain(t *testing.T) {
 	}
 }
 
+// hole is a disk of which a part cannot be read once it is known where that lies.
+type hole struct {
+	device
+	at atomic.Int64
+}
+
+func (h *hole) ReadAt(ctx context.Context, b []byte, off int64) error {
+	if at := h.at.Load(); at > 0 && off < at+4096 && off+int64(len(b)) > at {
+		return errors.New("broken")
+	}
+	return h.device.ReadAt(ctx, b, off)
+}
+
+func TestATreeWhoseFstabTheDiskLostIsNotShown(t *testing.T) {
+	fstab := strings.Repeat("# what nobody needs to know of this machine and its disks\n", 4000) + "LABEL=data /data ext4 defaults 0 0\n"
+	root := &hole{device: device{fstest.Open(t, rooted(t, fstab, map[string]string{"data/beneath": ""}))}}
+	disks := []guestfs.Disk{{Index: 0, Device: root}, {Index: 1, Device: device{fstest.Open(t, filled(t, nil, "-L", "data"))}}}
+	open := func() *guestfs.Guest {
+		g, err := guestfs.Open(t.Context(), disks, guestfs.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(g.Close)
+		return g
+	}
+	g := open()
+	e, err := g.Resolve(t.Context(), "/etc/fstab", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := g.OpenFile(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	locs, err := f.Locate(t.Context(), nil, f.Size()/2, 1)
+	if err != nil || len(locs) != 1 || !has(entries(t, g, "/"), "data/lost+found") {
+		t.Fatalf("the middle of the fstab: got %v, %v", locs, err)
+	}
+	root.at.Store(locs[0].Off)
+	g = open()
+	if _, err := g.Resolve(t.Context(), "/data", true); !errors.Is(err, guestfs.ErrVolume) || g.HasRoot() {
+		t.Errorf("a path in the machine's own tree: got %v, want ErrVolume", err)
+	}
+	if found := entries(t, g, "disk-0/fs"); !has(found, "data/beneath") {
+		t.Errorf("the file system by position: got %v", found)
+	}
+}
+
 func has(m map[string]error, name string) bool { _, ok := m[name]; return ok }
 
 func TestAnUnreadableDiskIsNotTakenForAnUnknownFormat(t *testing.T) {
