@@ -80,14 +80,11 @@ func (s *System) mountEntry(e fstabEntry) error {
 	if root == (Node{}) {
 		return err
 	}
-	at, atErr := s.below(s.root, e.dir)
-	if atErr != nil {
-		return errors.Join(err, atErr)
+	at, atErr := s.dirBelow(e.dir)
+	if err == nil {
+		err = atErr
 	}
-	if a, err := s.Stat(at); err != nil || !a.Mode.IsDir() {
-		return errors.Join(err, ErrNotDir)
-	}
-	if at == s.root || at == root {
+	if atErr != nil || at == s.root || at == root {
 		return err
 	}
 	s.mu.Lock()
@@ -95,6 +92,19 @@ func (s *System) mountEntry(e fstabEntry) error {
 	s.mu.Unlock()
 	s.mark(index, e.dir)
 	return err
+}
+
+// dirBelow returns a directory of the guest's tree.
+func (s *System) dirBelow(p string) (Node, error) {
+	n, err := s.below(s.root, p)
+	if err != nil {
+		return Node{}, err
+	}
+	a, err := s.Stat(n)
+	if err == nil && !a.Mode.IsDir() {
+		err = ErrNotDir
+	}
+	return n, err
 }
 
 // mountOf returns the topmost directory of what a line names, and the number of the file
