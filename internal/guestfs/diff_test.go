@@ -7,12 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/internal/guestfs"
 	"github.com/sendense/sendense/internal/guestfs/fstest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 // counting is a disk that counts what is read from it.
@@ -88,6 +90,50 @@ func TestDiffOfTwoStates(t *testing.T) {
 			t.Logf("read %d KiB without knowing what changed, %d KiB with it", all>>10, some>>10)
 			if fsType != "btrfs" && some > all {
 				t.Errorf("knowing what changed took more reads: %d KiB, not %d", some>>10, all>>10)
+			}
+		})
+	}
+}
+
+// Windows tells times of a file when the last program lets go of it: what a database
+// wrote is there long before.
+func TestDiffOfFilesThatAreHeldOpen(t *testing.T) {
+	requires.Tool(t, "mkntfs", "mkfs.vfat", "mcopy")
+	for fsType, fill := range map[string]func(t *testing.T, files string) (image string){
+		"ntfs": func(t *testing.T, files string) string {
+			return ntfs(t, 16<<20, func(dir string) { fstest.Run(t, "cp", "-r", files+"/.", dir) })
+		},
+		"vfat": func(t *testing.T, files string) string {
+			image := fstest.Make(t, 16<<20, "mkfs.vfat")
+			fstest.Run(t, "mcopy", "-s", "-i", image, files+"/database", files+"/small-1", files+"/small-2", "::/")
+			return image
+		},
+	} {
+		t.Run(fsType, func(t *testing.T) {
+			files := t.TempDir()
+			write(t, strings.Repeat("a page of the database  ", 1<<18/24), files, "database")
+			write(t, strings.Repeat("1", 5000), files, "small-1")
+			write(t, strings.Repeat("2", 5000), files, "small-2")
+			older := fill(t, files)
+			newer := filepath.Join(t.TempDir(), "newer.img")
+			fstest.Run(t, "cp", "--sparse=always", older, newer)
+			b, err := os.ReadFile(newer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for what, by := range map[string]string{"a page of the database": "A PAGE OF THE DATABASE", "22222222222222222222": "33333333333333333333"} {
+				i := bytes.LastIndex(b, []byte(what))
+				if i < 0 {
+					t.Fatalf("%q is nowhere in the image", what)
+				}
+				copy(b[i:], by)
+			}
+			if err := os.WriteFile(newer, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, _ := diff(t, older, newer, guestfs.Dirty{0: differing(t, older, newer)})
+			if want := []string{"changed database", "changed small-2"}; !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
 			}
 		})
 	}

@@ -41,7 +41,7 @@ type FS struct {
 
 var (
 	_ fsys.FileSystem = (*FS)(nil)
-	_ fsys.Inodes     = (*FS)(nil)
+	_ fsys.Late       = (*FS)(nil)
 )
 
 // errStop ends the reading of a directory.

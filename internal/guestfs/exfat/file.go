@@ -69,6 +69,9 @@ func (f *FS) ReadAt(id fsys.ID, p []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
+// RecordsComeLate implements fsys.Late.
+func (f *FS) RecordsComeLate() {}
+
 // Inode implements fsys.Inodes. A directory's entries need not change when the
 // directory does.
 func (f *FS) Inode(id fsys.ID) (off, n int64, err error) {

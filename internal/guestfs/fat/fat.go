@@ -43,7 +43,7 @@ type FS struct {
 
 var (
 	_ fsys.FileSystem = (*FS)(nil)
-	_ fsys.Inodes     = (*FS)(nil)
+	_ fsys.Late       = (*FS)(nil)
 )
 
 // Open opens the file system of a volume.
@@ -283,6 +283,9 @@ func (f *FS) ReadAt(id fsys.ID, p []byte, off int64) (int, error) {
 	}
 	return n, nil
 }
+
+// RecordsComeLate implements fsys.Late.
+func (f *FS) RecordsComeLate() {}
 
 // Inode implements fsys.Inodes. A directory's entry does not change when the
 // directory does.

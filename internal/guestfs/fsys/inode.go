@@ -10,3 +10,12 @@ type Inodes interface {
 	// content included.
 	Inode(id ID) (off, n int64, err error)
 }
+
+// Late is implemented by file systems whose records may come after the content that
+// they tell of: Windows writes times of a file, and on FAT sizes too, when the last
+// program that has it open lets go of it, which may be months later.
+type Late interface {
+	Inodes
+	// RecordsComeLate does nothing.
+	RecordsComeLate()
+}

@@ -59,7 +59,7 @@ type fileSystem struct {
 	free     int64
 }
 
-var _ fsys.Inodes = (*fileSystem)(nil)
+var _ fsys.Late = (*fileSystem)(nil)
 
 // Open opens the file system on a volume. The error wraps fsys.ErrNotFound if
 // there is none.
@@ -223,6 +223,9 @@ func (f *fileSystem) Info() fsys.Info {
 
 // Root implements fsys.FileSystem.
 func (f *fileSystem) Root() fsys.ID { return f.root }
+
+// RecordsComeLate implements fsys.Late.
+func (f *fileSystem) RecordsComeLate() {}
 
 // Inode implements fsys.Inodes. The first sector of a record holds a number that
 // changes whenever the record is written. While a program keeps a file open,

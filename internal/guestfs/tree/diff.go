@@ -1,7 +1,9 @@
 package tree
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -84,7 +86,7 @@ func (d *differ) pair(name string, a, b Node, kind fs.FileMode) error {
 	if same && kind == fs.ModeDir {
 		return d.dirs(name, a, b, true)
 	}
-	if same && kind != fs.ModeIrregular {
+	if same && kind != fs.ModeIrregular && !d.late(a, kind) {
 		return nil
 	}
 	x, xErr := d.old.Stat(a)
@@ -92,11 +94,22 @@ func (d *differ) pair(name string, a, b Node, kind fs.FileMode) error {
 	if err := errors.Join(xErr, yErr); err != nil {
 		return d.visit(Change{Path: name, What: Unknown, Old: x, New: y, Err: err.Error()})
 	}
+	what := What("")
 	if !same {
-		if what := d.compare(a, b, x, y); what != "" {
-			if err := d.visit(Change{Path: name, What: what, Old: x, New: y}); err != nil {
-				return err
-			}
+		what = d.compare(a, b, x, y)
+	}
+	if what != Changed && a == b && d.late(a, x.Mode.Type()) {
+		rewritten, err := d.rewritten(a, min(x.Size, y.Size))
+		if err != nil {
+			return d.visit(Change{Path: name, What: Unknown, Old: x, New: y, Err: err.Error()})
+		}
+		if rewritten {
+			what = Changed
+		}
+	}
+	if what != "" {
+		if err := d.visit(Change{Path: name, What: what, Old: x, New: y}); err != nil {
+			return err
 		}
 	}
 	if x.Mode.IsDir() && y.Mode.IsDir() {
@@ -106,6 +119,65 @@ func (d *differ) pair(name string, a, b Node, kind fs.FileMode) error {
 		return err
 	}
 	return d.whole(name, d.new, b, y, Added)
+}
+
+// late reports whether content of a file may differ though its record does not.
+func (d *differ) late(n Node, kind fs.FileMode) bool {
+	if d.dirty == nil || n.FS == 0 || kind != 0 {
+		return false
+	}
+	f, err := d.new.fsAt(n.FS)
+	_, ok := f.(fsys.Late)
+	return err == nil && ok
+}
+
+// rewritten reports whether the first size bytes of a file are others. Content that
+// is compressed is taken to be the same.
+func (d *differ) rewritten(n Node, size int64) (bool, error) {
+	for off := int64(0); off < size; {
+		exts, err := d.new.Extents(n, off, size-off)
+		if err != nil || len(exts) == 0 {
+			return false, err
+		}
+		for _, e := range exts {
+			if e.Kind == fsys.Data && d.dirty(e.Disk, e.At, e.Len) {
+				if other, err := d.differs(n, off, e); other || err != nil {
+					return other, err
+				}
+			}
+			off += e.Len
+		}
+	}
+	return false, nil
+}
+
+// differs reads what an extent of a file holds from off on, where clusters differ:
+// these hold content of its neighbours, too.
+func (d *differ) differs(n Node, off int64, e Extent) (bool, error) {
+	const piece = 64 << 10
+	p, q := make([]byte, min(piece, e.Len)), make([]byte, min(piece, e.Len))
+	for at := int64(0); at < e.Len; at += piece {
+		k := min(piece, e.Len-at)
+		if !d.dirty(e.Disk, e.At+at, k) {
+			continue
+		}
+		_, xErr := d.old.ReadAt(n, p[:k], off+at)
+		_, yErr := d.new.ReadAt(n, q[:k], off+at)
+		if err := errors.Join(notEOF(xErr), notEOF(yErr)); err != nil {
+			return false, err
+		}
+		if !bytes.Equal(p[:k], q[:k]) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func notEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 // whole reports everything below a directory that has become something else.
@@ -167,7 +239,7 @@ func (d *differ) dirs(name string, a, b Node, same bool) error {
 	y, yErr := x, xErr
 	if same && xErr == nil {
 		x = slices.DeleteFunc(x, func(e Entry) bool {
-			return e.Type != fs.ModeDir && e.Type != fs.ModeIrregular && d.same(e.Node, e.Node)
+			return e.Type != fs.ModeDir && e.Type != fs.ModeIrregular && d.same(e.Node, e.Node) && !d.late(e.Node, e.Type)
 		})
 		y = x
 	} else {
