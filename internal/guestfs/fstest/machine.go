@@ -1,20 +1,14 @@
 package fstest
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"embed"
-	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/sendense/sendense/internal/guest"
 	"github.com/sendense/sendense/internal/requires"
@@ -40,7 +34,7 @@ func InMachine(t testing.TB, script string, images ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := buildMachine(t.Context(), cache)
+	dir, err := guest.Made(t.Context(), cache, "storage", machine, "machine/build.sh")
 	if err != nil {
 		t.Fatalf("build machine: %v", err)
 	}
@@ -81,61 +75,4 @@ func InMachine(t testing.TB, script string, images ...string) string {
 		t.Fatalf("script in the machine failed:\n%s\n%s", out, console)
 	}
 	return text
-}
-
-// buildMachine returns the folder of the machine, and makes it first if there is
-// none of this recipe. Builds of several processes at once wait for one.
-func buildMachine(ctx context.Context, cache string) (string, error) {
-	sum, err := machineSum()
-	if err != nil {
-		return "", err
-	}
-	dir := filepath.Join(cache, "storage-"+sum)
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", err
-	}
-	lock, err := os.OpenFile(filepath.Join(cache, "storage.lock"), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return "", err
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return "", err
-	}
-	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
-	}
-	tmp, err := os.MkdirTemp(cache, "build-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(tmp)
-	if err := os.CopyFS(tmp, machine); err != nil {
-		return "", err
-	}
-	out, recipe := filepath.Join(tmp, "out"), filepath.Join(tmp, "machine")
-	if err := os.Mkdir(out, 0o755); err != nil {
-		return "", err
-	}
-	var log bytes.Buffer
-	cmd := exec.CommandContext(ctx, "sh", filepath.Join(recipe, "build.sh"), out, recipe)
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("%w\n%s", err, log.Bytes())
-	}
-	return dir, os.Rename(out, dir)
-}
-
-// machineSum returns a short name for the content of the recipe.
-func machineSum() (string, error) {
-	h := sha256.New()
-	err := fs.WalkDir(machine, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		b, err := machine.ReadFile(path)
-		fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
-		return err
-	})
-	return fmt.Sprintf("%x", h.Sum(nil)[:6]), err
 }
