@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,26 +10,9 @@ import (
 	"testing"
 
 	"github.com/sendense/sendense/internal/cli/clitest"
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 	"github.com/sendense/sendense/internal/requires"
 )
-
-// fill takes all the room of the file system that a folder is on.
-func fill(t *testing.T, dir string) {
-	t.Helper()
-	f, err := os.OpenFile(filepath.Join(dir, "ballast"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for n := 1 << 20; n >= 512; n /= 2 {
-		for err = error(nil); err == nil; {
-			_, err = f.Write(make([]byte, n))
-		}
-		if !errors.Is(err, syscall.ENOSPC) {
-			t.Fatal(err)
-		}
-	}
-}
 
 func TestAFullRepositoryIsNoDeadEnd(t *testing.T) {
 	requires.Root(t)
@@ -61,7 +43,7 @@ func TestAFullRepositoryIsNoDeadEnd(t *testing.T) {
 			s.Good(s.Backup(flags, s.Path("disk.raw")))
 		}
 		for n := 4; n > 1; n-- {
-			fill(t, s.Repo)
+			fstest.Exhaust(t, s.Repo)
 			r := s.Good(s.Control(flags, "verify web1"))
 			if !strings.Contains(r.Stdout, "note: The result is not recorded: ") || !strings.Contains(r.Stdout, "no space left") ||
 				!strings.Contains(r.Stdout, fmt.Sprintf("%d points", n)) || !strings.Contains(r.Stdout, "all intact") {
@@ -73,7 +55,7 @@ func TestAFullRepositoryIsNoDeadEnd(t *testing.T) {
 			}
 			clitest.Refused(t, s.Backup(flags, s.Path("disk.raw"), "--full"), 8, "no space left")
 			clitest.Refused(t, s.Control(flags, fmt.Sprintf("delete web1 latest~%d", n-1)), 8, "not enough room")
-			fill(t, s.Repo)
+			fstest.Exhaust(t, s.Repo)
 			if daemon { // which has to start, too
 				plane.Signal(syscall.SIGTERM)
 				plane = s.Daemon()

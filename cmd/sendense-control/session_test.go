@@ -14,6 +14,7 @@ import (
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/internal/cli/clitest"
 	"github.com/sendense/sendense/internal/guest/guesttest"
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 )
 
 func TestASessionIsKeptAsAPointOrDiscarded(t *testing.T) {
@@ -208,7 +209,7 @@ func TestADiskThatIsFullPausesTheMachine(t *testing.T) {
 	g := newGuestSite(t, func(g *guestSite) { g.small(t, g.Repo, 160) })
 	x, vm := g.boot(t)
 	guesttest.Exec(t, vm, `dd if=/dev/urandom of=/run/want bs=1M count=24 2>/dev/null`)
-	fill(t, g.Repo)
+	fstest.Exhaust(t, g.Repo)
 	ballast := filepath.Join(g.Repo, "ballast")
 	if st, err := os.Stat(ballast); err != nil || os.Truncate(ballast, st.Size()-8<<20) != nil {
 		t.Fatalf("leave some room: %v", err)

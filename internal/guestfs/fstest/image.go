@@ -5,6 +5,7 @@
 package fstest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -123,4 +124,25 @@ func Filled(t testing.TB, size int64, fsType string, fill func(dir string), mkfs
 	fill(dir)
 	unmount()
 	return path
+}
+
+// Exhaust takes all the room of the file system that dir is on, for a file ballast
+// in dir.
+func Exhaust(t testing.TB, dir string) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(dir, "ballast"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for n := 1 << 20; n >= 512; n /= 2 {
+		for err = error(nil); err == nil; {
+			if _, err = f.Write(make([]byte, n)); err == nil {
+				err = f.Sync()
+			}
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
 }

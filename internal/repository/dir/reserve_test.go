@@ -6,18 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 	"github.com/sendense/sendense/internal/repository"
 	"github.com/sendense/sendense/internal/repository/dir"
 	"github.com/sendense/sendense/internal/repository/repositorytest"
-	"github.com/sendense/sendense/internal/requires"
 )
 
 const reserve = ".reserve"
@@ -25,58 +22,8 @@ const reserve = ".reserve"
 // smallExt4 mounts an ext4 file system of so many bytes, none of them kept for root.
 func smallExt4(t *testing.T, size int64) string {
 	t.Helper()
-	requires.Root(t)
-	requires.Tool(t, "mkfs.ext4", "mount", "umount")
-	disk, path := filepath.Join(t.TempDir(), "disk"), t.TempDir()
-	if err := os.WriteFile(disk, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(disk, size); err != nil {
-		t.Fatal(err)
-	}
-	run := func(name string, args ...string) error {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
-		if err != nil {
-			t.Logf("%s %v: %v: %s", name, args, err, out)
-		}
-		return err
-	}
-	if err := run("mkfs.ext4", "-q", "-m", "0", disk); err != nil {
-		t.Fatal(err)
-	}
-	if err := run("mount", "-o", "loop", disk, path); err != nil {
-		requires.Missing(t, "loop devices")
-	}
-	t.Cleanup(func() { _ = run("umount", "-l", path) })
+	path, _ := fstest.Mount(t, fstest.Make(t, size, "mkfs.ext4", "-q", "-m", "0"), "ext4", "")
 	return path
-}
-
-// fill takes all the room that is left where a repository is.
-func fill(t *testing.T, root string) {
-	t.Helper()
-	f, err := os.OpenFile(filepath.Join(root, "ballast"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for n := 1 << 20; n >= 512; n /= 2 {
-		for err = error(nil); err == nil; {
-			if _, err = f.Write(make([]byte, n)); err == nil {
-				err = f.Sync()
-			}
-		}
-		if !errors.Is(err, syscall.ENOSPC) {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(root, "more"), []byte("x"), 0o600); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("a byte more: got %v, want %v", err, syscall.ENOSPC)
-	}
-	if err := os.Remove(filepath.Join(root, "more")); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // kept returns the length of the reserve, -1 if there is none.
@@ -109,7 +56,7 @@ func TestPointsAreDeletedWhereNothingIsFree(t *testing.T) {
 				t.Errorf("reserve: got %d bytes, want 1 MiB", before)
 			}
 			for len(m.VMs) > 0 {
-				fill(t, root)
+				fstest.Exhaust(t, root)
 				vm := repositorytest.Web
 				if len(m.VMs[vm]) == 0 {
 					vm = repositorytest.DB
@@ -119,7 +66,7 @@ func TestPointsAreDeletedWhereNothingIsFree(t *testing.T) {
 					if err := r.Delete(t.Context(), vm, list[0].ID); !errors.Is(err, repository.ErrNoSpace) {
 						t.Errorf("removal of the full: got %v, want %v", err, repository.ErrNoSpace)
 					}
-					fill(t, root)
+					fstest.Exhaust(t, root)
 				}
 				m.Delete(vm, list[len(list)-1])
 				m.Check()
@@ -145,7 +92,7 @@ func TestTheReserveIsMadeWhenThereIsRoom(t *testing.T) {
 	if err := os.Remove(filepath.Join(root, reserve)); err != nil {
 		t.Fatal(err)
 	}
-	fill(t, root)
+	fstest.Exhaust(t, root)
 	open()
 	if n := kept(root); n > 0 {
 		t.Errorf("reserve where nothing is free: got %d bytes", n)
@@ -205,7 +152,7 @@ func TestTheReserveGrowsWithTheRecord(t *testing.T) {
 	if before < 4<<20 {
 		t.Errorf("reserve: got %d bytes, want twice a record of 2 MiB", before)
 	}
-	fill(t, root)
+	fstest.Exhaust(t, root)
 	if err := r.Delete(t.Context(), repositorytest.Web, last); err != nil {
 		t.Error(err)
 	}
@@ -232,16 +179,16 @@ func TestAMergeThatHasNoRoomKeepsNothingElseFromBeingDeleted(t *testing.T) {
 	if err := r.Delete(stopped, repositorytest.Web, list[0].ID); !errors.Is(err, context.Canceled) {
 		t.Fatalf("removal that was stopped: got %v, want %v", err, context.Canceled)
 	}
-	fill(t, root)
+	fstest.Exhaust(t, root)
 	// It cannot be finished, nor anything else that copies.
 	for _, i := range []int{1, 2} {
 		if err := r.Delete(t.Context(), repositorytest.Web, list[i].ID); !errors.Is(err, repository.ErrNoSpace) {
 			t.Errorf("removal of point %d: got %v, want %v", i, err, repository.ErrNoSpace)
 		}
-		fill(t, root)
+		fstest.Exhaust(t, root)
 	}
 	m.Delete(repositorytest.Web, list[4])
-	fill(t, root)
+	fstest.Exhaust(t, root)
 	m.Delete(repositorytest.Web, list[3], list[2])
 	readable(t, m)
 	if err := os.Remove(filepath.Join(root, "ballast")); err != nil {
