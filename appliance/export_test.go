@@ -15,6 +15,7 @@ import (
 	"github.com/sendense/sendense/capture/capturetest"
 	"github.com/sendense/sendense/internal/nbdclient"
 	"github.com/sendense/sendense/internal/requires"
+	"github.com/sendense/sendense/nbdserver/tlstest"
 )
 
 // three makes three points of web1, which has two disks, and returns their ids and
@@ -187,7 +188,7 @@ func TestAnExportWithTLSAsksForACertificate(t *testing.T) {
 	requires.Tool(t, "nbdinfo", "qemu-img")
 	r := open(t, nil)
 	three(t, r)
-	ours, theirs := certificates(t), certificates(t)
+	ours, theirs := tlstest.Certificates(t), tlstest.Certificates(t)
 	b, err := os.ReadFile(filepath.Join(ours, "ca-cert.pem"))
 	if err == nil { // a client that trusts us, which is no reason to trust it
 		err = os.WriteFile(filepath.Join(theirs, "ca-cert.pem"), b, 0o600)

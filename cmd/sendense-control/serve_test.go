@@ -1,16 +1,8 @@
 package main_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sendense/sendense/internal/requires"
+	"github.com/sendense/sendense/nbdserver/tlstest"
 )
 
 func TestServeIsWhatStockClientsRead(t *testing.T) {
@@ -199,7 +192,7 @@ func TestServeWritableRefusesWhatQEMUHasOpen(t *testing.T) {
 func TestServeAsksForCertificates(t *testing.T) {
 	requires.Tool(t, "nbdinfo")
 	chain := newChain(t)
-	dir := newCertificates(t)
+	dir := tlstest.Certificates(t)
 	s := serve(t, "--listen", "127.0.0.1:0", "--tls-dir", dir, chain[2])
 	if !strings.HasPrefix(s.uri, "nbds://") {
 		t.Fatalf("URI: got %s, want nbds", s.uri)
@@ -224,43 +217,6 @@ func TestServeAsksForCertificates(t *testing.T) {
 			t.Errorf("%s: got %+v, want exit code 6", name, r)
 		}
 	}
-}
-
-// newCertificates makes a folder of certificates as QEMU's programs want it.
-func newCertificates(t testing.TB) string {
-	t.Helper()
-	dir := t.TempDir()
-	var ca *x509.Certificate
-	var caKey *ecdsa.PrivateKey
-	for _, name := range []string{"ca", "server", "client"} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-			DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-		if name == "ca" {
-			c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
-			ca, caKey = c, key
-		}
-		der, err := x509.CreateCertificate(rand.Reader, c, ca, &key.PublicKey, caKey)
-		if err != nil {
-			t.Fatal(err)
-		}
-		private, err := x509.MarshalPKCS8PrivateKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for file, block := range map[string]*pem.Block{
-			name + "-cert.pem": {Type: "CERTIFICATE", Bytes: der}, name + "-key.pem": {Type: "PRIVATE KEY", Bytes: private}} {
-			if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	return dir
 }
 
 func TestSignals(t *testing.T) {

@@ -1,4 +1,5 @@
-package appliance_test
+// Package tlstest makes certificates for tests of servers that ask for them.
+package tlstest
 
 import (
 	"crypto/ecdsa"
@@ -15,9 +16,9 @@ import (
 	"time"
 )
 
-// certificates makes a folder with a CA of its own and what server and client
-// have of it, named as QEMU names them.
-func certificates(t *testing.T) string {
+// Certificates makes a folder with a CA of its own and what server and client
+// have of it, named as QEMU names them. They are for 127.0.0.1.
+func Certificates(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	authority := issue(t, dir, "ca", nil)
@@ -34,14 +35,15 @@ type issuer struct {
 
 // issue makes a certificate that by signed, or one that signs others if that is
 // nil.
-func issue(t *testing.T, dir, name string, by *issuer) *issuer {
+func issue(t testing.TB, dir, name string, by *issuer) *issuer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+		NotBefore: time.Unix(0, 0), NotAfter: time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
 	self := &issuer{c, key}
 	if by == nil {
 		by = self
