@@ -12,12 +12,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/capture/capturetest"
 	"github.com/sendense/sendense/internal/guestfs"
 	"github.com/sendense/sendense/internal/guestfs/fstest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 func TestMain(m *testing.M) {
@@ -128,12 +128,5 @@ func TestAnArchiveEndsWithItsWriter(t *testing.T) {
 			}
 		}
 	}
-	late := time.After(time.Minute)
-	for runtime.NumGoroutine() > before {
-		select {
-		case <-late:
-			t.Fatalf("goroutines: got %d, want %d", runtime.NumGoroutine(), before)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	requires.Until(t, "its goroutines have ended", func() bool { return runtime.NumGoroutine() <= before })
 }

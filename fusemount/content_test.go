@@ -18,6 +18,7 @@ import (
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/block/blocktest"
 	"github.com/sendense/sendense/fusemount"
+	"github.com/sendense/sendense/internal/requires"
 	"golang.org/x/sys/unix"
 )
 
@@ -267,7 +268,7 @@ func TestContentIsOpenedWhenTheFileIsAndClosedAWhileLater(t *testing.T) {
 			t.Errorf("open: opened %d and closed %d times, want %d and %d", o, c, i+1, i)
 		}
 		f.Close()
-		until(t, "the content is closed", func() bool { return quick.closed.Load() == i+1 })
+		requires.Until(t, "the content is closed", func() bool { return quick.closed.Load() == i+1 })
 	}
 
 	quick.opened.Store(0)
@@ -276,7 +277,7 @@ func TestContentIsOpenedWhenTheFileIsAndClosedAWhileLater(t *testing.T) {
 	if _, err := os.ReadFile(m.dir + "/quick"); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the content is closed", func() bool { return quick.closed.Load() == quick.opened.Load() })
+	requires.Until(t, "the content is closed", func() bool { return quick.closed.Load() == quick.opened.Load() })
 	if _, err := os.ReadFile(m.dir + "/quick"); err != nil {
 		t.Fatal(err)
 	}

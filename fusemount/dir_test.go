@@ -16,6 +16,7 @@ import (
 
 	"github.com/sendense/sendense/block/blocktest"
 	"github.com/sendense/sendense/fusemount"
+	"github.com/sendense/sendense/internal/requires"
 	"golang.org/x/sys/unix"
 )
 
@@ -219,12 +220,12 @@ func TestWhatChangesIsAskedAgain(t *testing.T) {
 		t.Errorf("list: got %q, %v", names, err)
 	}
 	root.add("new", newFolder())
-	until(t, "it becomes a folder", func() bool { return lstat(t, m.dir+"/new").Mode&unix.S_IFMT == unix.S_IFDIR })
+	requires.Until(t, "it becomes a folder", func() bool { return lstat(t, m.dir+"/new").Mode&unix.S_IFMT == unix.S_IFDIR })
 	root.mu.Lock()
 	delete(root.nodes, "new")
 	root.names = nil
 	root.mu.Unlock()
-	until(t, "it is taken away", func() bool {
+	requires.Until(t, "it is taken away", func() bool {
 		_, err := os.Stat(m.dir + "/new")
 		return errors.Is(err, fs.ErrNotExist)
 	})

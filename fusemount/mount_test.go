@@ -15,6 +15,7 @@ import (
 
 	"github.com/sendense/sendense/block/blocktest"
 	"github.com/sendense/sendense/fusemount"
+	"github.com/sendense/sendense/internal/requires"
 	"golang.org/x/sys/unix"
 )
 
@@ -168,7 +169,7 @@ func TestABusyMountStaysAndSaysWhoUsesIt(t *testing.T) {
 		t.Errorf("unmount: got %v, want ErrBusy, who uses it, and what to do", err)
 	}
 	m.leave()
-	until(t, "the log says what is waited for", func() bool { return strings.Contains(j.String(), "waiting for the mount to be left") })
+	requires.Until(t, "the log says what is waited for", func() bool { return strings.Contains(j.String(), "waiting for the mount to be left") })
 	if _, err := in.Write([]byte("\n")); err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +187,7 @@ func TestALazyMountIsDetachedAndServedToItsLastUser(t *testing.T) {
 	holder := role(t, "hold", m.dir+"/disk")
 	in := begin(t, holder)
 	m.leave()
-	until(t, "the mount is detached", func() bool { return mountLine(t, m.dir) == "" })
+	requires.Until(t, "the mount is detached", func() bool { return mountLine(t, m.dir) == "" })
 	select {
 	case <-m.done:
 		t.Error("serving ended while a file was open")

@@ -246,18 +246,6 @@ func (m *mounted) gone(t testing.TB) {
 	}
 }
 
-// until waits for something that happens soon.
-func until(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.After(patience); !ok(); {
-		select {
-		case <-end:
-			t.Fatalf("it did not happen: %s", what)
-		case <-time.After(time.Millisecond):
-		}
-	}
-}
-
 // mountLine returns the line of mountinfo for a folder.
 func mountLine(t testing.TB, dir string) string {
 	t.Helper()

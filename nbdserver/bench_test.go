@@ -122,7 +122,7 @@ func startPeer(b *testing.B, name string, argv []string) peer {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	eventually(b, name, func() bool { _, err := os.Stat(socket); return err == nil })
+	requires.Until(b, name, func() bool { _, err := os.Stat(socket); return err == nil })
 	return peer{name, "nbd+unix:///?socket=" + socket, func(b *testing.B) time.Duration {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
 		if err != nil {

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/block/blocktest"
@@ -242,18 +241,6 @@ func serveOn(t testing.TB, o nbdserver.Options, network, address string, exports
 
 func export(name string, d block.Device) nbdserver.Export {
 	return nbdserver.Export{Name: name, Device: d}
-}
-
-// eventually waits until ok says yes.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for range 2000 {
-		if ok() {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	t.Fatalf("%s: did not come about", what)
 }
 
 func equal(t testing.TB, what string, got, want []byte) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/block/blocktest"
+	"github.com/sendense/sendense/internal/requires"
 	"github.com/sendense/sendense/nbdserver"
 )
 
@@ -53,7 +54,7 @@ func TestShutdownFinishesWhatIsInFlight(t *testing.T) {
 			stopped := make(chan error, 1)
 			go func() { stopped <- s.stop() }()
 			// A request that comes too late is told so, or finds nobody.
-			eventually(t, "listener closed", func() bool { return tryDial(s) != nil })
+			requires.Until(t, "listener closed", func() bool { return tryDial(s) != nil })
 			close(g.release)
 			if r := c.result(cmdWrite, 0, 4096); r.errno != 0 || r.cookie != 1 {
 				t.Errorf("write in flight: got %+v", r)
@@ -82,7 +83,7 @@ func TestShutdownAnswersWhatItWillNotDo(t *testing.T) {
 	<-g.entered
 	removed := make(chan error, 1)
 	go func() { removed <- s.Remove(t.Context(), "") }()
-	eventually(t, "export gone", func() bool { return s.Connections("") == 0 })
+	requires.Until(t, "export gone", func() bool { return s.Connections("") == 0 })
 	late := make(chan uint32, 1)
 	go func() {
 		// Until the connection is asked to stop, requests are served.
@@ -189,7 +190,7 @@ func TestRemoveGivesUpWhenItsContextEnds(t *testing.T) {
 	s := serve(t, nbdserver.Options{}, export("", d))
 	c := attach(t, s.addr, "", simple)
 	c.send(cmdWrite, 0, 1, 0, 4, []byte("data"))
-	eventually(t, "write begun", entered.Load)
+	requires.Until(t, "write begun", entered.Load)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if err := s.Remove(ctx, ""); !errors.Is(err, context.DeadlineExceeded) {
@@ -276,7 +277,7 @@ func TestConnectionLimits(t *testing.T) {
 	// Two are in the handshake now, which is all there may be.
 	dial(t, s.addr).closed()
 	a.conn.Close()
-	eventually(t, "a place", func() bool { return c.option(optGo, infoData(""))[0].kind == repInfo })
+	requires.Until(t, "a place", func() bool { return c.option(optGo, infoData(""))[0].kind == repInfo })
 }
 
 func TestClientThatNeverReads(t *testing.T) {
@@ -307,7 +308,7 @@ func TestClientThatNeverReads(t *testing.T) {
 				}
 				other.conn.Close()
 				c.conn.Close()
-				eventually(t, "connection gone", func() bool { return s.Connections(name) == 0 })
+				requires.Until(t, "connection gone", func() bool { return s.Connections(name) == 0 })
 			})
 		}
 	}
@@ -373,7 +374,7 @@ func TestHostileHeadsTakeNoMemory(t *testing.T) {
 	for _, c := range cs {
 		c.conn.Close()
 	}
-	eventually(t, "connections gone", func() bool { return s.Connections("") == 0 })
+	requires.Until(t, "connections gone", func() bool { return s.Connections("") == 0 })
 }
 
 func TestIdleConnectionsEnd(t *testing.T) {
@@ -403,7 +404,7 @@ func TestObserver(t *testing.T) {
 	c.do(cmdFlush, 0, 0, 0, nil)
 	c.do(cmdStatus, 0, 0, 512, nil)
 	c.conn.Close()
-	eventually(t, "closed", func() bool { return o.get("closed") == 1 })
+	requires.Until(t, "closed", func() bool { return o.get("closed") == 1 })
 	for what, want := range map[string]int{"opened": 1, "read 512 0": 1, "read 262144 0": 1, "read 1 22": 1,
 		"write 512 0": 1, "flush 0 0": 1, "block_status 512 0": 1} {
 		if got := o.get(what); got != want {
@@ -431,7 +432,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	if got := openFiles(t); got > mine+1 {
 		t.Errorf("open files: got %d, want %d (%d before the device)", got, mine+1, before)
 	}
-	eventually(t, "goroutines gone", func() bool { return runtime.NumGoroutine() <= goroutines })
+	requires.Until(t, "goroutines gone", func() bool { return runtime.NumGoroutine() <= goroutines })
 }
 
 func openFiles(t testing.TB) int {

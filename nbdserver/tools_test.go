@@ -224,7 +224,7 @@ func TestKernelClient(t *testing.T) {
 	s := serve(t, nbdserver.Options{}, export("disk", d))
 	run(t, "nbd-client", "-unix", s.addr.String(), "-N", "disk", "/dev/nbd0", "-readonly")
 	defer run(t, "nbd-client", "-d", "/dev/nbd0")
-	eventually(t, "device", func() bool {
+	requires.Until(t, "device", func() bool {
 		b, err := os.ReadFile("/sys/block/nbd0/size")
 		return err == nil && strings.TrimSpace(string(b)) != "0"
 	})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sendense/sendense/block"
 	"github.com/sendense/sendense/block/blocktest"
+	"github.com/sendense/sendense/internal/requires"
 	"github.com/sendense/sendense/nbdserver"
 )
 
@@ -249,11 +250,11 @@ func TestMalformedRequestsEndTheConnection(t *testing.T) {
 				c.write(whole[:n])
 				c.conn.Close()
 			}
-			eventually(t, "no connections", func() bool { return s.Connections("") <= 1 })
+			requires.Until(t, "no connections", func() bool { return s.Connections("") <= 1 })
 		})
 		c.conn.Close()
 	}
-	eventually(t, "no connections", func() bool { return s.Connections("") == 0 })
+	requires.Until(t, "no connections", func() bool { return s.Connections("") == 0 })
 }
 
 func TestDisconnectFinishesWhatIsInFlight(t *testing.T) {

@@ -16,13 +16,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/sendense/sendense/api"
 	"github.com/sendense/sendense/api/client"
 	"github.com/sendense/sendense/appliance"
 	"github.com/sendense/sendense/capture"
 	"github.com/sendense/sendense/internal/host"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 // connect runs an appliance in this process and returns a client of it.
@@ -388,17 +388,10 @@ func TestAKeyringLastsAsLongAsItsClient(t *testing.T) {
 		t.Errorf("a request with the keyring: got %v, want that there is no such folder", err)
 	}
 	k.Close()
-	for late := time.After(time.Minute); ; {
+	requires.Until(t, "a request finds that the keyring is closed", func() bool {
 		err := mount()
-		if code(err) == appliance.CodeNotFound && strings.Contains(err.Error(), "The passphrases") {
-			break
-		}
-		select {
-		case <-late:
-			t.Fatalf("a request with a keyring that was closed: got %v", err)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+		return code(err) == appliance.CodeNotFound && strings.Contains(err.Error(), "The passphrases")
+	})
 }
 
 func TestAnApplianceEndsThatKeepsPassphrases(t *testing.T) {

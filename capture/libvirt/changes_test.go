@@ -341,13 +341,10 @@ func (r *rig) abortJob(t *testing.T) {
 	if err := r.vm.Conn.DomainAbortJob(r.vm.Domain); err != nil {
 		t.Fatal(err)
 	}
-	for range 1000 {
-		if _, err := r.vm.Conn.DomainBackupGetXMLDesc(r.vm.Domain, 0); err != nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("job does not end")
+	requires.Until(t, "the job has ended", func() bool {
+		_, err := r.vm.Conn.DomainBackupGetXMLDesc(r.vm.Domain, 0)
+		return err != nil
+	})
 }
 
 // readFails expects every read of the instant to fail soon and to say why.

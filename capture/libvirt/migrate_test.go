@@ -19,6 +19,7 @@ import (
 	"github.com/sendense/sendense/capture/libvirt"
 	"github.com/sendense/sendense/internal/guest"
 	"github.com/sendense/sendense/internal/guest/guesttest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 // The machines of this test move between two hosts that share their disks.
@@ -320,7 +321,7 @@ func guestNotFrozen(t *testing.T, r *rig, to *guest.Host) {
 		}
 		begun <- err
 	}()
-	until(t, "guard starts", func() bool { _, err := os.Stat(waiting); return err == nil })
+	requires.Until(t, "guard starts", func() bool { _, err := os.Stat(waiting); return err == nil })
 	moved := make(chan error, 1)
 	var vm *guest.VM
 	go func() {
@@ -328,7 +329,7 @@ func guestNotFrozen(t *testing.T, r *rig, to *guest.Host) {
 		vm, err = r.vm.Migrate(t.Context(), to, guest.Migration{Bandwidth: 1})
 		moved <- err
 	}()
-	until(t, "memory migrates", func() bool { // from then on the speed can be changed
+	requires.Until(t, "memory migrates", func() bool { // from then on the speed can be changed
 		_, stats, err := r.vm.Conn.DomainGetJobStats(r.vm.Domain, 0)
 		return err == nil && slices.ContainsFunc(stats, func(p golibvirt.TypedParam) bool {
 			return p.Field == golibvirt.DomainJobMemoryProcessed && p.Value.I != uint64(0)
@@ -379,15 +380,5 @@ func guestNotFrozen(t *testing.T, r *rig, to *guest.Host) {
 	r.leftovers(t)
 	if got, want := r.bitmaps(t), "sendense-after"; got != want {
 		t.Errorf("bitmaps: got %s, want %s", got, want)
-	}
-}
-
-// until waits until a condition holds.
-func until(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
 	}
 }

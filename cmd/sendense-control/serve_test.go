@@ -11,7 +11,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/sendense/sendense/internal/requires"
 	"github.com/sendense/sendense/nbdserver/tlstest"
@@ -175,14 +174,7 @@ func TestServeWritableRefusesWhatQEMUHasOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _, _ = qemu.Process.Kill(), qemu.Wait() })
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("qemu-nbd does not listen")
-		}
-	}
+	requires.Until(t, "qemu-nbd listens", func() bool { _, err := os.Stat(socket); return err == nil })
 	if r := call(t, "nbd", "serve", "--writable", chain[2]); r.code != 4 || !strings.Contains(r.stderr, "open in another program") {
 		t.Errorf("got %+v, want exit code 4", r)
 	}

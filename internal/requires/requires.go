@@ -1,12 +1,14 @@
 // Package requires lets a test say what it needs from the machine. On a lesser
 // machine the test is skipped with the reason; with CI=true in the environment
-// a missing requirement fails it, so that no skip counts as a pass.
+// a missing requirement fails it, so that no skip counts as a pass. It also has
+// what every test waits with.
 package requires
 
 import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 )
 
 // Tool skips the test unless every program named is on PATH.
@@ -42,4 +44,20 @@ func Missing(t testing.TB, what string) {
 		t.Fatalf("requires %s", what)
 	}
 	t.Skipf("requires %s", what)
+}
+
+// patience is how long a test waits for what is to come about: far longer than it
+// takes on a busy machine.
+const patience = time.Minute
+
+// Until waits until a condition holds, and fails the test if that takes too long.
+func Until(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for late := time.After(patience); !holds(); {
+		select {
+		case <-late:
+			t.Fatalf("waited in vain: %s", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }

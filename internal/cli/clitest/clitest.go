@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sendense/sendense/internal/requires"
 )
 
 // Patience is how long a test waits for anything before it fails.
@@ -170,14 +172,7 @@ func Decode[T any](t testing.TB, r Ran) T {
 // Until waits until a condition holds.
 func Until(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	late := time.After(Patience)
-	for !holds() {
-		select {
-		case <-late:
-			t.Fatalf("waited too long until %s", what)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	requires.Until(t, what, holds)
 }
 
 // EndOther terminates a process that is no child of the test, and waits until it
