@@ -22,62 +22,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filed is a device whose bytes lie in files: runs of them, as in a chain of
-// images. What is InNothing reads as zeroes; Opaque has to be read here.
-type filed struct {
-	locs []block.Location
-	size int64
-}
-
-func (d *filed) Size() int64 { return d.size }
-
-func (d *filed) each(off, n int64, fn func(block.Location)) error {
-	if err := block.CheckRange(d.size, off, n); err != nil {
-		return err
-	}
-	at := int64(0)
-	for _, l := range d.locs {
-		if from, to := max(off, at), min(off+n, at+l.Len); from < to {
-			fn(block.Location{Len: to - from, Kind: l.Kind, File: l.File, Off: l.Off + from - at})
-		}
-		at += l.Len
-	}
-	return nil
-}
-
-func (d *filed) ReadAt(_ context.Context, p []byte, off int64) (err error) {
-	return errors.Join(d.each(off, int64(len(p)), func(l block.Location) {
-		if l.Kind == block.InNothing {
-			clear(p[:l.Len])
-		} else if _, e := l.File.ReadAt(p[:l.Len], l.Off); e != nil {
-			err = e
-		}
-		p = p[l.Len:]
-	}), err)
-}
-
-func (d *filed) Locate(_ context.Context, dst []block.Location, off, n int64) ([]block.Location, error) {
-	err := d.each(off, n, func(l block.Location) {
-		if l.Kind == block.Opaque {
-			l.File, l.Off = nil, 0
-		}
-		dst = append(dst, l)
-	})
-	return dst, err
-}
-
-func (d *filed) Map(_ context.Context, off, n int64) (exts []block.Extent, err error) {
-	err = d.each(off, n, func(l block.Location) {
-		kind := block.Data
-		if l.Kind == block.InNothing {
-			kind = block.Hole
-		}
-		exts = append(exts, block.Extent{Off: off, Len: l.Len, Kind: kind})
-		off += l.Len
-	})
-	return exts, err
-}
-
 // tempFile returns a file with random content.
 func tempFile(t testing.TB, rnd *rand.Rand, n int) (*os.File, []byte) {
 	t.Helper()
@@ -99,7 +43,7 @@ func tempFile(t testing.TB, rnd *rand.Rand, n int) (*os.File, []byte) {
 
 // newFiled returns a device of runs in three files, between zeroes, and its
 // content. Runs begin and end at multiples of grain.
-func newFiled(t testing.TB, seed uint64, size, grain int64) (*filed, []byte) {
+func newFiled(t testing.TB, seed uint64, size, grain int64) (*blocktest.Filed, []byte) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(seed, 8))
 	var files []*os.File
@@ -108,9 +52,9 @@ func newFiled(t testing.TB, seed uint64, size, grain int64) (*filed, []byte) {
 		f, b := tempFile(t, rnd, 4<<20)
 		files, contents = append(files, f), append(contents, b)
 	}
-	d := new(filed)
+	d := new(blocktest.Filed)
 	var content []byte
-	for i := 0; d.size < size; i++ {
+	for i := 0; d.Size() < size; i++ {
 		n := (1 + rnd.Int64N(900<<10)/grain) * grain
 		l := block.Location{Len: n, Kind: block.InNothing}
 		b := make([]byte, n)
@@ -122,8 +66,7 @@ func newFiled(t testing.TB, seed uint64, size, grain int64) (*filed, []byte) {
 				l.Kind = block.Opaque
 			}
 		}
-		d.locs = append(d.locs, l)
-		d.size += n
+		d.Locations = append(d.Locations, l)
 		content = append(content, b...)
 	}
 	return d, content
@@ -366,7 +309,7 @@ func TestErrorsAreTold(t *testing.T) {
 func TestAFileThatLostItsEndGivesAnErrorAndNoZeroes(t *testing.T) {
 	f, b := tempFile(t, rand.New(rand.NewPCG(1, 1)), 4<<20)
 	root := newFolder()
-	root.add("disk", newDocument(&filed{[]block.Location{{Len: int64(len(b)), Kind: block.InFile, File: f}}, int64(len(b))}))
+	root.add("disk", newDocument(&blocktest.Filed{Locations: []block.Location{{Len: int64(len(b)), Kind: block.InFile, File: f}}}))
 	m := show(t, root, fusemount.Options{})
 	if err := f.Truncate(2<<20 + 100); err != nil {
 		t.Fatal(err)
@@ -399,16 +342,16 @@ func TestHolesAreFound(t *testing.T) {
 		}
 	}
 	at := int64(0)
-	for i := 0; i < len(d.locs); i++ {
-		end, kind := at+d.locs[i].Len, d.locs[i].Kind
-		for i+1 < len(d.locs) && (d.locs[i+1].Kind == block.InNothing) == (kind == block.InNothing) {
+	for i := 0; i < len(d.Locations); i++ {
+		end, kind := at+d.Locations[i].Len, d.Locations[i].Kind
+		for i+1 < len(d.Locations) && (d.Locations[i+1].Kind == block.InNothing) == (kind == block.InNothing) {
 			i++
-			end += d.locs[i].Len
+			end += d.Locations[i].Len
 		}
 		other, same, miss := unix.SEEK_HOLE, unix.SEEK_DATA, error(nil)
 		if kind == block.InNothing {
 			other, same = same, other
-			if end == d.size {
+			if end == d.Size() {
 				miss = unix.ENXIO
 			}
 		}
@@ -419,8 +362,8 @@ func TestHolesAreFound(t *testing.T) {
 		at = end
 	}
 	for _, whence := range []int{unix.SEEK_DATA, unix.SEEK_HOLE} {
-		seek(fd, d.size, whence, 0, unix.ENXIO)
-		seek(fd, d.size+1, whence, 0, unix.ENXIO)
+		seek(fd, d.Size(), whence, 0, unix.ENXIO)
+		seek(fd, d.Size()+1, whence, 0, unix.ENXIO)
 	}
 	plain, err := unix.Open(m.dir+"/bare", unix.O_RDONLY, 0)
 	if err != nil {

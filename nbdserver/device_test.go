@@ -17,65 +17,9 @@ import (
 	"github.com/sendense/sendense/nbdserver"
 )
 
-// filed is a device whose bytes lie in files: odd runs of them, as a chain of
-// images would have it. Runs of place InNothing read as zeroes.
-type filed struct {
-	locs []block.Location
-	size int64
-}
-
-func (d *filed) Size() int64 { return d.size }
-
-func (d *filed) ReadAt(ctx context.Context, p []byte, off int64) error {
-	locs, err := d.Locate(ctx, nil, off, int64(len(p)))
-	if err != nil {
-		return err
-	}
-	for _, l := range locs {
-		if l.Kind == block.InFile {
-			if _, err := l.File.ReadAt(p[:l.Len], l.Off); err != nil {
-				return err
-			}
-		} else {
-			clear(p[:l.Len])
-		}
-		p = p[l.Len:]
-	}
-	return nil
-}
-
-func (d *filed) Locate(_ context.Context, dst []block.Location, off, n int64) ([]block.Location, error) {
-	if err := block.CheckRange(d.size, off, n); err != nil {
-		return dst, err
-	}
-	at := int64(0)
-	for _, l := range d.locs {
-		from, to := max(off, at), min(off+n, at+l.Len)
-		if from < to {
-			dst = append(dst, block.Location{Len: to - from, Kind: l.Kind, File: l.File, Off: l.Off + from - at})
-		}
-		at += l.Len
-	}
-	return dst, nil
-}
-
-func (d *filed) Map(_ context.Context, off, n int64) ([]block.Extent, error) {
-	locs, err := d.Locate(context.Background(), nil, off, n)
-	var exts []block.Extent
-	for _, l := range locs {
-		kind := block.Data
-		if l.Kind == block.InNothing {
-			kind = block.Hole
-		}
-		exts = append(exts, block.Extent{Off: off, Len: l.Len, Kind: kind})
-		off += l.Len
-	}
-	return exts, err
-}
-
 // newFiled returns a device over three files with holes between runs, and its
 // content.
-func newFiled(t testing.TB) (*filed, []byte) {
+func newFiled(t testing.TB) (*blocktest.Filed, []byte) {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(7, 8))
 	var files []*os.File
@@ -88,14 +32,13 @@ func newFiled(t testing.TB) (*filed, []byte) {
 		files = append(files, tempFile(t, fmt.Sprint(i), b))
 		contents = append(contents, b)
 	}
-	d := new(filed)
+	d := new(blocktest.Filed)
 	var content []byte
 	add := func(l block.Location, b []byte) {
-		d.locs = append(d.locs, l)
-		d.size += l.Len
+		d.Locations = append(d.Locations, l)
 		content = append(content, b...)
 	}
-	for i := 0; d.size < 8<<20; i++ {
+	for i := 0; d.Size() < 8<<20; i++ {
 		n := 1 + rnd.Int64N(200<<10)
 		if i%2 == 0 {
 			n = (n + 4095) &^ 4095

@@ -38,7 +38,7 @@ func (s striped) Map(_ context.Context, off, n int64) ([]block.Extent, error) {
 }
 
 func TestBlockStatus(t *testing.T) {
-	d := &changing{block.Wrapped{Inner: &filed{size: 1 << 20, locs: []block.Location{
+	d := &changing{block.Wrapped{Inner: &blocktest.Filed{Locations: []block.Location{
 		{Len: 300, Kind: block.InNothing}, {Len: 501<<10 - 400, Kind: block.InFile},
 		{Len: 100 << 10, Kind: block.InNothing}, {Len: 423<<10 + 100, Kind: block.InNothing}}}},
 		map[string][]block.Range{

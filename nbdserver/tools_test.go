@@ -42,7 +42,7 @@ func (s *served) uri(name string) string {
 
 func TestNbdinfo(t *testing.T) {
 	requires.Tool(t, "nbdinfo")
-	d := &changing{block.Wrapped{Inner: &filed{size: 1 << 20, locs: []block.Location{
+	d := &changing{block.Wrapped{Inner: &blocktest.Filed{Locations: []block.Location{
 		{Len: 256 << 10, Kind: block.InNothing}, {Len: 512 << 10, Kind: block.InFile, File: tempFile(t, "f", make([]byte, 1<<20))},
 		{Len: 256 << 10, Kind: block.InNothing}}}},
 		map[string][]block.Range{"mon": {{Off: 64 << 10, Len: 64 << 10}}}}

@@ -65,7 +65,7 @@ func TestReadsGiveTheContent(t *testing.T) {
 
 func TestHolesAreNotSentAsData(t *testing.T) {
 	f := tempFile(t, "f", make([]byte, 1<<20))
-	d := &filed{size: 3 << 20, locs: []block.Location{
+	d := &blocktest.Filed{Locations: []block.Location{
 		{Len: 1 << 20, Kind: block.InNothing}, {Len: 1 << 20, Kind: block.InFile, File: f}, {Len: 1 << 20, Kind: block.InNothing}}}
 	s := serve(t, nbdserver.Options{}, export("", d))
 	c := attach(t, s.addr, "", structured)

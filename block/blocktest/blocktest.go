@@ -1,6 +1,6 @@
 // Package blocktest holds what tests of block devices share: the conformance
-// suite that every implementation of [block.Device] passes, a device in memory,
-// and a wrapper that injects faults.
+// suite that every implementation of [block.Device] passes, devices in memory and
+// in files, and a wrapper that injects faults.
 package blocktest
 
 import (
