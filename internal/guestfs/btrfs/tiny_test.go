@@ -6,21 +6,12 @@ import (
 	"io"
 	"slices"
 
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
 // memory is a Volume of bytes.
-type memory []byte
-
-func (m memory) Size() int64 { return int64(len(m)) }
-
-func (m memory) ReadAt(p []byte, off int64) error {
-	if off < 0 || off > int64(len(m)-len(p)) {
-		return io.ErrUnexpectedEOF
-	}
-	copy(p, m[off:])
-	return nil
-}
+type memory = fstest.Memory
 
 // item is one of a leaf.
 type item struct {

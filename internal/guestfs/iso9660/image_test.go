@@ -4,22 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"unicode/utf16"
+
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 )
 
 // memory is a volume in memory.
-type memory []byte
-
-func (m memory) Size() int64 { return int64(len(m)) }
-
-func (m memory) ReadAt(p []byte, off int64) error {
-	if off < 0 || off > m.Size()-int64(len(p)) {
-		return fmt.Errorf("read %d bytes at %d: %w", len(p), off, io.ErrUnexpectedEOF)
-	}
-	copy(p, m[off:])
-	return nil
-}
+type memory = fstest.Memory
 
 var le, be = binary.LittleEndian, binary.BigEndian
 

@@ -17,17 +17,7 @@ import (
 )
 
 // memory is a Volume in memory.
-type memory []byte
-
-func (m memory) Size() int64 { return int64(len(m)) }
-
-func (m memory) ReadAt(p []byte, off int64) error {
-	if off < 0 || off > m.Size()-int64(len(p)) {
-		return errors.New("outside of the volume")
-	}
-	copy(p, m[off:])
-	return nil
-}
+type memory = fstest.Memory
 
 // loaded makes a small volume and reads it into memory.
 func loaded(t testing.TB, options string, fill func(dir string)) memory {
@@ -37,8 +27,8 @@ func loaded(t testing.TB, options string, fill func(dir string)) memory {
 	return b
 }
 
-// record returns the MFT record of an inode, to be changed.
-func (m memory) record(t testing.TB, id fsys.ID) []byte {
+// mftRecord returns the MFT record of an inode, to be changed.
+func mftRecord(t testing.TB, m memory, id fsys.ID) []byte {
 	t.Helper()
 	f, err := ntfs.Open(m)
 	must(t, err)
@@ -115,7 +105,7 @@ func TestNotesTellTheState(t *testing.T) {
 	copy(m[list[0].At:], "wake")
 	notes(t, m)
 
-	flags := attribute(t, m.record(t, 3), 0x70)
+	flags := attribute(t, mftRecord(t, m, 3), 0x70)
 	flags = flags[binary.LittleEndian.Uint16(flags[0x14:])+10:]
 	flags[0] |= 1
 	notes(t, m, "dirty")
@@ -125,7 +115,7 @@ func TestNotesTellTheState(t *testing.T) {
 	notes(t, m)
 
 	// The first run of the log tells where it is.
-	log := attribute(t, m.record(t, 2), 0x80)
+	log := attribute(t, mftRecord(t, m, 2), 0x80)
 	pairs := log[binary.LittleEndian.Uint16(log[0x20:]):]
 	count, delta := int(pairs[0]&15), int(pairs[0]>>4)
 	var at [8]byte
@@ -182,10 +172,10 @@ func TestOnlyWhatIsKnownIsOpened(t *testing.T) {
 		{"larger than the volume", func(m memory) { m[0x2b] = 1 }, fsys.ErrCorrupt},
 		{"an MFT elsewhere", func(m memory) { m[0x31] = 4 }, fsys.ErrCorrupt},
 		{"NTFS 1.2", func(m memory) {
-			b := attribute(t, m.record(t, 3), 0x70)
+			b := attribute(t, mftRecord(t, m, 3), 0x70)
 			copy(b[binary.LittleEndian.Uint16(b[0x14:])+8:], "\x01\x02")
 		}, fsys.ErrUnsupported},
-		{"a torn root directory", func(m memory) { m.record(t, 5)[0x1fe] ^= 1 }, fsys.ErrCorrupt},
+		{"a torn root directory", func(m memory) { mftRecord(t, m, 5)[0x1fe] ^= 1 }, fsys.ErrCorrupt},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			changed := bytes.Clone(m)
@@ -207,7 +197,7 @@ func TestIDsStandForOneUseOfARecord(t *testing.T) {
 	f, err := ntfs.Open(m)
 	must(t, err)
 	id := walkTo(t, f, "file")
-	b := m.record(t, id)
+	b := mftRecord(t, m, id)
 	b[0x10]++ // the record was used anew, and the directory was not told
 	f, err = ntfs.Open(m)
 	must(t, err)
@@ -237,7 +227,7 @@ func TestWhatIsEncryptedIsRefused(t *testing.T) {
 	})
 	f, err := ntfs.Open(m)
 	must(t, err)
-	b := m.record(t, walkTo(t, f, "file"))
+	b := mftRecord(t, m, walkTo(t, f, "file"))
 	attribute(t, b, 0x80)[0x0d] |= 0x40
 	info := attribute(t, b, 0x10)
 	info[binary.LittleEndian.Uint16(info[0x14:])+0x21] |= 0x40
