@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sendense/sendense/internal/guestfs/exfat"
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
@@ -21,24 +22,6 @@ func open(t *testing.T, v fsys.Volume) fsys.FileSystem {
 		t.Fatal(err)
 	}
 	return f
-}
-
-// names returns those of a directory.
-func names(f fsys.FileSystem, dir fsys.ID) (names []string, err error) {
-	err = f.ReadDir(dir, func(e fsys.Entry) bool {
-		names = append(names, e.Name)
-		return true
-	})
-	return names, err
-}
-
-func lookup(t *testing.T, f fsys.FileSystem, name string) fsys.ID {
-	t.Helper()
-	id, err := f.Lookup(f.Root(), name)
-	if err != nil {
-		t.Fatalf("look up %q: %v", name, err)
-	}
-	return id
 }
 
 func TestInfoComesFromTheRootDirectory(t *testing.T) {
@@ -62,7 +45,7 @@ func TestNames(t *testing.T) {
 		{"one with a vendor's entry behind", file{name: "x", more: [][]byte{append([]byte{0xe0}, make([]byte, 31)...)}}, "x"},
 	} {
 		f := open(t, newImage(test.file.entries()))
-		if got, err := names(f, f.Root()); err != nil || !slices.Equal(got, []string{test.want}) {
+		if got, err := fstest.Names(f, f.Root()); err != nil || !slices.Equal(got, []string{test.want}) {
 			t.Errorf("%s: got %q, %v, want %q", test.name, got, err, test.want)
 		}
 	}
@@ -91,14 +74,14 @@ func TestDamagedEntriesAreLeftOutAndTold(t *testing.T) {
 		{"an entry of a file must be understood", file{name: "x", more: [][]byte{entry(0xc2)}}.entries(), fsys.ErrUnsupported},
 	} {
 		f := open(t, newImage(file{name: "before"}.entries(), test.entry, file{name: "behind"}.entries()))
-		got, err := names(f, f.Root())
+		got, err := fstest.Names(f, f.Root())
 		if !errors.Is(err, test.want) || !slices.Equal(got, []string{"before", "behind"}) {
 			t.Errorf("names where %s: got %q, %v, want the others and %v", test.name, got, err, test.want)
 		}
 	}
 	ignored := newImage(entry(0x05), entry(0xa0), entry(0x41), entry(0xc1), file{name: "x"}.entries(), make([]byte, 32), file{name: "y"}.entries())
 	f := open(t, ignored)
-	if got, err := names(f, f.Root()); err != nil || !slices.Equal(got, []string{"x"}) {
+	if got, err := fstest.Names(f, f.Root()); err != nil || !slices.Equal(got, []string{"x"}) {
 		t.Errorf("names beside entries that need not be understood: got %q, %v, want x", got, err)
 	}
 }
@@ -106,7 +89,7 @@ func TestDamagedEntriesAreLeftOutAndTold(t *testing.T) {
 func TestLookupFoldsCaseByTheTable(t *testing.T) {
 	f := open(t, newImage(file{name: "A Näme"}.entries(), file{name: "a näme"}.entries(), file{name: "É"}.entries()))
 	for name, want := range map[string]string{"A Näme": "A Näme", "a näme": "a näme", "A NÄME": "A Näme", "É": "É", "É.": "É"} {
-		id := lookup(t, f, name)
+		id := fstest.Lookup(t, f, name)
 		err := f.ReadDir(f.Root(), func(e fsys.Entry) bool {
 			if e.ID == id && e.Name != want {
 				t.Errorf("look up %q: got %q, want %q", name, e.Name, want)
@@ -135,7 +118,7 @@ func TestWithoutAnUpCaseTableLettersFoldAsTheyDo(t *testing.T) {
 		if notes := f.Info().Notes; len(notes) != 1 || !strings.Contains(notes[0], "up-case table") {
 			t.Errorf("notes where the table is %s: got %q", name, notes)
 		}
-		lookup(t, f, "éıß")
+		fstest.Lookup(t, f, "éıß")
 		if _, err := f.Lookup(f.Root(), "ÉIß"); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("look up with another i: got %v, want fs.ErrNotExist", err)
 		}
@@ -159,7 +142,7 @@ func TestWhatWasNeverWrittenReadsAsZeroes(t *testing.T) {
 			}
 		}
 		f := open(t, im)
-		id := lookup(t, f, "f")
+		id := fstest.Lookup(t, f, "f")
 		got := bytes.Repeat([]byte("x"), 2501)
 		if n, err := f.ReadAt(id, got, 0); n != 2500 || !errors.Is(err, io.EOF) || !bytes.Equal(got[:n], want) {
 			t.Errorf("content: got %d, %v, or other bytes", n, err)
@@ -176,7 +159,7 @@ func TestWhatWasNeverWrittenReadsAsZeroes(t *testing.T) {
 		if exts, err := f.Extents(id, 1200, 10); err != nil || !slices.Equal(exts, []fsys.Extent{{Off: 1200, Len: 10}}) {
 			t.Errorf("extents behind what was written: got %+v, %v", exts, err)
 		}
-		if exts, err := f.Extents(lookup(t, f, "none"), 0, 2500); err != nil || !slices.Equal(exts, []fsys.Extent{{Len: 2500}}) {
+		if exts, err := f.Extents(fstest.Lookup(t, f, "none"), 0, 2500); err != nil || !slices.Equal(exts, []fsys.Extent{{Len: 2500}}) {
 			t.Errorf("extents where nothing was written: got %+v, %v", exts, err)
 		}
 		a, err := f.Stat(id)
@@ -199,7 +182,7 @@ func TestTimesHaveOffsets(t *testing.T) {
 			le.PutUint32(b[12:], stamp)
 			b[21], b[23] = 123, zone
 		}}.entries()))
-		a, err := f.Stat(lookup(t, f, "f"))
+		a, err := f.Stat(fstest.Lookup(t, f, "f"))
 		if err != nil || !a.Modified.Equal(want) || !a.Created.IsZero() {
 			t.Errorf("modified with offset %#x: got %v, %v, want %v", zone, a.Modified.UTC(), err, want)
 		}
@@ -222,11 +205,11 @@ func TestEntriesCrossClusters(t *testing.T) {
 			copy(im.cluster(c), content[i*512:])
 		}
 		f := open(t, im)
-		got, err := names(f, lookup(t, f, "d"))
+		got, err := fstest.Names(f, fstest.Lookup(t, f, "d"))
 		if err != nil || len(got) != 2 || len(got[0]) != 240 || got[1] != "next" {
 			t.Fatalf("names: got %q, %v", got, err)
 		}
-		id, err := f.Lookup(lookup(t, f, "d"), got[0])
+		id, err := f.Lookup(fstest.Lookup(t, f, "d"), got[0])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -237,7 +220,7 @@ func TestEntriesCrossClusters(t *testing.T) {
 		if _, _, err := again.(fsys.Inodes).Inode(id); !errors.Is(err, fsys.ErrUnsupported) {
 			t.Errorf("record in several pieces: got %v, want ErrUnsupported", err)
 		}
-		next, err := again.Lookup(lookup(t, f, "d"), "next")
+		next, err := again.Lookup(fstest.Lookup(t, f, "d"), "next")
 		if err != nil {
 			t.Fatal(err)
 		}

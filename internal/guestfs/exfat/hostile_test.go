@@ -92,7 +92,7 @@ func TestBrokenContentIsRefused(t *testing.T) {
 		im := newImage(test.file.entries())
 		test.do(im)
 		f := open(t, im)
-		id := lookup(t, f, "f")
+		id := fstest.Lookup(t, f, "f")
 		if exts, err := f.Extents(id, 0, 4000); !errors.Is(err, fsys.ErrCorrupt) {
 			t.Errorf("extents of content that is %s: got %+v, %v, want ErrCorrupt", name, exts, err)
 		}
@@ -105,7 +105,7 @@ func TestBrokenContentIsRefused(t *testing.T) {
 func TestNumbersThatAreNoInodesDoNotExist(t *testing.T) {
 	im := newImage(file{name: "f"}.entries())
 	f := open(t, im)
-	id := lookup(t, f, "f")
+	id := fstest.Lookup(t, f, "f")
 	for _, id := range []fsys.ID{0, 2, 3, tableAt / 16, id - 2, id + 2, id + 4, 1 << 20, 1 << 63, 1<<64 - 1} {
 		if _, err := f.Stat(id); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("stat of %d: got %v, want fs.ErrNotExist", id, err)

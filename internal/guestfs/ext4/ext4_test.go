@@ -13,6 +13,8 @@ import (
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
+func TestMain(m *testing.M) { fstest.Main(m) }
+
 const mib = 1 << 20
 
 // layouts are the ways in which volumes are laid out that readers see in the wild.

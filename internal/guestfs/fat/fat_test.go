@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sendense/sendense/internal/guestfs/fat"
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
@@ -21,24 +22,6 @@ func open(t *testing.T, v fsys.Volume, o fat.Options) fsys.FileSystem {
 		t.Fatal(err)
 	}
 	return f
-}
-
-// names returns those of a directory.
-func names(f fsys.FileSystem, dir fsys.ID) (names []string, err error) {
-	err = f.ReadDir(dir, func(e fsys.Entry) bool {
-		names = append(names, e.Name)
-		return true
-	})
-	return names, err
-}
-
-func lookup(t *testing.T, f fsys.FileSystem, name string) fsys.ID {
-	t.Helper()
-	id, err := f.Lookup(f.Root(), name)
-	if err != nil {
-		t.Fatalf("look up %q: %v", name, err)
-	}
-	return id
 }
 
 func TestNames(t *testing.T) {
@@ -80,7 +63,7 @@ func TestNames(t *testing.T) {
 		im.chain(2, 3)
 		put(im.memory[im.heap:], test.entry)
 		f := open(t, im, fat.Options{CodePage: test.page})
-		if got, err := names(f, f.Root()); err != nil || !slices.Equal(got, []string{test.want}) {
+		if got, err := fstest.Names(f, f.Root()); err != nil || !slices.Equal(got, []string{test.want}) {
 			t.Errorf("%s: got %q, %v, want %q", test.name, got, err, test.want)
 		}
 	}
@@ -94,7 +77,7 @@ func TestEntriesThatAreNotFilesAreLeftOut(t *testing.T) {
 	put(im.root(), short(".", 0x10, 0, 0), short("..         ", 0x10, 0, 0), short("LABEL      ", 0x08, 0, 0),
 		short("\xe5ELETED", 0x20, 0, 0), short("FILE       ", 0x20, 0, 0), make([]byte, 32), short("BEHIND     ", 0x20, 0, 0))
 	f := open(t, im, fat.Options{})
-	if got, err := names(f, f.Root()); err != nil || !slices.Equal(got, []string{"FILE"}) {
+	if got, err := fstest.Names(f, f.Root()); err != nil || !slices.Equal(got, []string{"FILE"}) {
 		t.Errorf("names: got %q, %v, want FILE", got, err)
 	}
 	if got := f.Info(); got.Label != "LABEL" || got.UUID != "1234-ABCD" || got.Type != "vfat" {
@@ -107,7 +90,7 @@ func TestNamesNoSystemCouldMakeAreLeftOutAndTold(t *testing.T) {
 		im := newImage(16)
 		put(im.root(), long(name, short("EVIL", 0x20, 0, 0)), short("GOOD       ", 0x20, 0, 0))
 		f := open(t, im, fat.Options{})
-		got, err := names(f, f.Root())
+		got, err := fstest.Names(f, f.Root())
 		if !errors.Is(err, fsys.ErrCorrupt) || !slices.Equal(got, []string{"GOOD"}) {
 			t.Errorf("names beside %q: got %q, %v, want GOOD and ErrCorrupt", name, got, err)
 		}
@@ -124,7 +107,7 @@ func TestLookupFoldsCase(t *testing.T) {
 		"A FILE WITH A NÄME.TXT": "A file with a Näme.txt", "afilew~2.txt": "a FILE with a näme.txt",
 		"short.TXT": "SHORT.TXT", "SHORT.TXT..": "SHORT.TXT",
 	} {
-		id := lookup(t, f, name)
+		id := fstest.Lookup(t, f, name)
 		err := f.ReadDir(f.Root(), func(e fsys.Entry) bool {
 			if e.ID == id && e.Name != want {
 				t.Errorf("look up %q: got %q, want %q", name, e.Name, want)
@@ -140,7 +123,7 @@ func TestLookupFoldsCase(t *testing.T) {
 			t.Errorf("look up %q: got %d, %v, want fs.ErrNotExist", name, id, err)
 		}
 	}
-	if _, err := f.Lookup(lookup(t, f, "SHORT.TXT"), "x"); !errors.Is(err, fs.ErrInvalid) {
+	if _, err := f.Lookup(fstest.Lookup(t, f, "SHORT.TXT"), "x"); !errors.Is(err, fs.ErrInvalid) {
 		t.Errorf("look up in a file: got %v, want fs.ErrInvalid", err)
 	}
 }
@@ -160,7 +143,7 @@ func TestContentIsReadByExtents(t *testing.T) {
 		}
 		put(im.root(), e)
 		f := open(t, im, fat.Options{})
-		id := lookup(t, f, "FILE")
+		id := fstest.Lookup(t, f, "FILE")
 		got := make([]byte, 3001)
 		if n, err := f.ReadAt(id, got, 0); n != 3000 || !errors.Is(err, io.EOF) || !bytes.Equal(got[:n], want[:n]) {
 			t.Errorf("FAT%d: content: got %d, %v, or other bytes", bits, n, err)
@@ -194,7 +177,7 @@ func TestTimesHaveTwoSecondsAndDatesOnly(t *testing.T) {
 	le.PutUint16(e[24:], 1<<9)
 	put(im.root(), e, short("NONE", 0, 0, 0)[:24:24], make([]byte, 8))
 	f := open(t, im, fat.Options{})
-	a, err := f.Stat(lookup(t, f, "FILE"))
+	a, err := f.Stat(fstest.Lookup(t, f, "FILE"))
 	for what, x := range map[string][2]time.Time{
 		"created":  {a.Created, time.Date(2107, 12, 31, 23, 59, 59, 990e6, time.UTC)},
 		"accessed": {a.Accessed, time.Date(2020, 2, 29, 0, 0, 0, 0, time.UTC)},
@@ -204,7 +187,7 @@ func TestTimesHaveTwoSecondsAndDatesOnly(t *testing.T) {
 			t.Errorf("%s: got %v, %v, want %v", what, x[0], err, x[1])
 		}
 	}
-	if a, err := f.Stat(lookup(t, f, "NONE")); err != nil || !a.Created.IsZero() || !a.Modified.IsZero() || !a.Accessed.IsZero() {
+	if a, err := f.Stat(fstest.Lookup(t, f, "NONE")); err != nil || !a.Created.IsZero() || !a.Modified.IsZero() || !a.Accessed.IsZero() {
 		t.Errorf("times of an entry without: got %+v, %v, want the zero time", a, err)
 	}
 }
@@ -265,12 +248,12 @@ func TestTheTableInUseIsRead(t *testing.T) {
 	le.PutUint32(im.memory[36:], le.Uint32(im.memory[36:])/2)
 	le.PutUint16(im.memory[40:], 0x81)
 	f := open(t, im, fat.Options{})
-	if exts, err := f.Extents(lookup(t, f, "FILE"), 0, 1024); !errors.Is(err, fsys.ErrCorrupt) {
+	if exts, err := f.Extents(fstest.Lookup(t, f, "FILE"), 0, 1024); !errors.Is(err, fsys.ErrCorrupt) {
 		t.Errorf("extents by the second table, which is empty: got %+v, %v, want ErrCorrupt", exts, err)
 	}
 	le.PutUint16(im.memory[40:], 0x01) // mirrored
 	f = open(t, im, fat.Options{})
-	if exts, err := f.Extents(lookup(t, f, "FILE"), 0, 1024); err != nil || len(exts) != 1 {
+	if exts, err := f.Extents(fstest.Lookup(t, f, "FILE"), 0, 1024); err != nil || len(exts) != 1 {
 		t.Errorf("extents by the first table: got %+v, %v, want one", exts, err)
 	}
 	le.PutUint16(im.memory[40:], 0x83)

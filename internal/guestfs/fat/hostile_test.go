@@ -60,7 +60,7 @@ func TestBrokenChainsAreRefused(t *testing.T) {
 			test.do(im)
 			put(im.root(), short("FILE", 0x20, test.first, 8*512), short("DIR", 0x10, test.first, 0))
 			f := open(t, im, fat.Options{})
-			id := lookup(t, f, "FILE")
+			id := fstest.Lookup(t, f, "FILE")
 			if exts, err := f.Extents(id, 0, 4096); !errors.Is(err, fsys.ErrCorrupt) {
 				t.Errorf("FAT%d, chain that is %s: got %+v, %v, want ErrCorrupt", bits, name, exts, err)
 			}
@@ -82,11 +82,11 @@ func TestADamagedDirectoryIsListedAsFarAsItGoes(t *testing.T) {
 	}
 	put(im.root(), short("DIR", 0x10, 10, 0))
 	f := open(t, im, fat.Options{})
-	got, err := names(f, lookup(t, f, "DIR"))
+	got, err := fstest.Names(f, fstest.Lookup(t, f, "DIR"))
 	if !errors.Is(err, fsys.ErrCorrupt) || len(got) < 32 || got[31] != "LP" {
 		t.Errorf("list a directory whose chain is a loop: got %q, %v, want 32 names, which may come again, and ErrCorrupt", got, err)
 	}
-	if a, err := f.Stat(lookup(t, f, "DIR")); err != nil || !a.Mode.IsDir() {
+	if a, err := f.Stat(fstest.Lookup(t, f, "DIR")); err != nil || !a.Mode.IsDir() {
 		t.Errorf("stat of that directory: got %+v, %v", a, err)
 	}
 }
@@ -95,7 +95,7 @@ func TestADirectoryInItselfHasTheSameInodes(t *testing.T) {
 	im := newImage(32)
 	put(im.root(), short("SELF", 0x10, 2, 0))
 	f := open(t, im, fat.Options{})
-	id := lookup(t, f, "SELF")
+	id := fstest.Lookup(t, f, "SELF")
 	if again, err := f.Lookup(id, "SELF"); err != nil || again != id {
 		t.Errorf("look up a directory in itself: got %d, %v, want %d", again, err, id)
 	}
@@ -105,7 +105,7 @@ func TestNumbersThatAreNoInodesDoNotExist(t *testing.T) {
 	im := newImage(16)
 	put(im.root(), long("long name", short("FILE", 0x20, 0, 0)), short("\xe5GONE", 0x20, 0, 0), short("LABEL", 0x08, 0, 0))
 	f := open(t, im, fat.Options{})
-	entry := lookup(t, f, "long name")
+	entry := fstest.Lookup(t, f, "long name")
 	for _, id := range []fsys.ID{0, 2, fsys.ID(im.table / 32), entry - 1, entry + 1, entry + 2, entry + 3, 1 << 20, 1 << 63, 1<<64 - 1} {
 		if _, err := f.Stat(id); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("stat of %d: got %v, want fs.ErrNotExist", id, err)
@@ -122,7 +122,7 @@ func TestAVolumeThatIsCutOffIsAnError(t *testing.T) {
 	im.chain(4999, 5000)
 	im.memory = im.memory[:im.heap+4997*512+100]
 	f := open(t, im, fat.Options{})
-	if exts, err := f.Extents(lookup(t, f, "FILE"), 0, 1024); !errors.Is(err, fsys.ErrCorrupt) {
+	if exts, err := f.Extents(fstest.Lookup(t, f, "FILE"), 0, 1024); !errors.Is(err, fsys.ErrCorrupt) {
 		t.Errorf("extents beyond the volume: got %+v, %v, want ErrCorrupt", exts, err)
 	}
 }
@@ -139,7 +139,7 @@ func TestADirectoryEndsAtItsLargestSize(t *testing.T) {
 	}
 	put(im.root(), short("DIR", 0x10, 10, 0))
 	f := open(t, im, fat.Options{})
-	if _, err := names(f, lookup(t, f, "DIR")); !errors.Is(err, fsys.ErrCorrupt) {
+	if _, err := fstest.Names(f, fstest.Lookup(t, f, "DIR")); !errors.Is(err, fsys.ErrCorrupt) {
 		t.Errorf("list a directory of more than 2 MiB: got %v, want ErrCorrupt", err)
 	}
 }

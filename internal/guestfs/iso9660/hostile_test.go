@@ -53,7 +53,7 @@ func TestContentThatIsNotRead(t *testing.T) {
 	} {
 		test.file.name = "F.;1"
 		f := open(t, newImage(test.file.record(), file{name: "next"}.record()))
-		id := lookup(t, f, "f")
+		id := fstest.Lookup(t, f, "f")
 		if a, err := f.Stat(id); err != nil || !a.Mode.IsRegular() {
 			t.Errorf("stat of a file that is %s: got %+v, %v", name, a, err)
 		}
@@ -81,7 +81,7 @@ func TestDamagedCompressionIsTold(t *testing.T) {
 		im := compressed(bytes.Repeat([]byte("compresses well. "), 3000))
 		do(im.memory[dataAt*sector:])
 		f := open(t, im)
-		if _, err := f.ReadAt(lookup(t, f, "f"), make([]byte, 100), 0); !errors.Is(err, fsys.ErrCorrupt) {
+		if _, err := f.ReadAt(fstest.Lookup(t, f, "f"), make([]byte, 100), 0); !errors.Is(err, fsys.ErrCorrupt) {
 			t.Errorf("read with %s: got %v, want ErrCorrupt", name, err)
 		}
 	}
@@ -117,7 +117,7 @@ func TestDamagedRecordsAreLeftOutAndTold(t *testing.T) {
 			copy(end, file{name: "BAD", do: func(b []byte) { b[0] = 20 }}.record())
 		}
 		f := open(t, im)
-		got, err := names(f, f.Root())
+		got, err := fstest.Names(f, f.Root())
 		if !errors.Is(err, fsys.ErrCorrupt) && name != "a continuation far away" || err == nil || !slices.Contains(got, "sound") {
 			t.Errorf("names with %s: got %q, %v, want the sound one, and an error", name, got, err)
 		}
@@ -152,7 +152,7 @@ func TestDirectoriesThatAreNone(t *testing.T) {
 		}
 	}
 	f := open(t, newImage(file{name: "F.;1", at: dataAt, size: 1}.record()))
-	id := lookup(t, f, "f")
+	id := fstest.Lookup(t, f, "f")
 	if err := f.ReadDir(id, func(fsys.Entry) bool { return true }); !errors.Is(err, fs.ErrInvalid) {
 		t.Errorf("list a file: got %v, want fs.ErrInvalid", err)
 	}
@@ -176,7 +176,7 @@ func TestExtentsWithoutEndAreRefused(t *testing.T) {
 		"of another file": newImage(part, file{name: "G.;1", flags: 0x80, at: dataAt, size: sector}.record()),
 	} {
 		f := open(t, im)
-		if _, err := f.Stat(lookup(t, f, "f")); !errors.Is(err, fsys.ErrCorrupt) {
+		if _, err := f.Stat(fstest.Lookup(t, f, "f")); !errors.Is(err, fsys.ErrCorrupt) {
 			t.Errorf("stat of a file whose extents are %s: got %v, want ErrCorrupt", name, err)
 		}
 	}

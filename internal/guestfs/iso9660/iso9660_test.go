@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 	"github.com/sendense/sendense/internal/guestfs/iso9660"
 )
@@ -22,24 +23,6 @@ func open(t *testing.T, v fsys.Volume) fsys.FileSystem {
 		t.Fatal(err)
 	}
 	return f
-}
-
-// names returns those of a directory.
-func names(f fsys.FileSystem, dir fsys.ID) (names []string, err error) {
-	err = f.ReadDir(dir, func(e fsys.Entry) bool {
-		names = append(names, e.Name)
-		return true
-	})
-	return names, err
-}
-
-func lookup(t *testing.T, f fsys.FileSystem, name string) fsys.ID {
-	t.Helper()
-	id, err := f.Lookup(f.Root(), name)
-	if err != nil {
-		t.Fatalf("look up %q: %v", name, err)
-	}
-	return id
 }
 
 func TestNamesOfEachKind(t *testing.T) {
@@ -65,19 +48,19 @@ func TestNamesOfEachKind(t *testing.T) {
 		"of an empty tree and Joliet": {newImage().withJoliet(joliet...), []string{"Über 😀.txt", "dots"}},
 	} {
 		f := open(t, test.im)
-		if got, err := names(f, f.Root()); err != nil || !slices.Equal(got, test.want) {
+		if got, err := fstest.Names(f, f.Root()); err != nil || !slices.Equal(got, test.want) {
 			t.Errorf("names %s: got %q, %v, want %q", name, got, err, test.want)
 		}
 		for _, want := range test.want {
-			lookup(t, f, want)
+			fstest.Lookup(t, f, want)
 		}
 	}
 }
 
 func TestOnlyJolietFoldsCase(t *testing.T) {
 	f := open(t, plainImage().withJoliet(file{name: ucs2("Ünd")}.record(), file{name: ucs2("ünd")}.record()))
-	exact, folded := lookup(t, f, "ünd"), lookup(t, f, "ÜND")
-	if exact == folded || folded != lookup(t, f, "Ünd") || !f.Info().FoldsCase {
+	exact, folded := fstest.Lookup(t, f, "ünd"), fstest.Lookup(t, f, "ÜND")
+	if exact == folded || folded != fstest.Lookup(t, f, "Ünd") || !f.Info().FoldsCase {
 		t.Errorf("look up of ünd and ÜND: got %d and %d, want the second and the first", exact, folded)
 	}
 	f = open(t, newImage(file{name: "A.;1", use: nm("Name")}.record()))
@@ -94,7 +77,7 @@ func TestAttributesOfRockRidge(t *testing.T) {
 		file{name: "E.;1", use: join(px(0o20660, 1), nm("char"), pn(4, 300))}.record(),
 		file{name: "P.;1", use: join(px(0o10600, 1), nm("pipe"))}.record(),
 	))
-	a, err := f.Stat(lookup(t, f, "file"))
+	a, err := f.Stat(fstest.Lookup(t, f, "file"))
 	if err != nil || a.Mode != fs.ModeSetuid|0o755 || a.Links != 3 || a.UID != 1000 || a.GID != 100 || a.Size != 3 || a.Allocated != sector ||
 		!slices.Equal(a.Flags, []string{"hidden"}) {
 		t.Errorf("attributes: got %+v, %v", a, err)
@@ -109,7 +92,7 @@ func TestAttributesOfRockRidge(t *testing.T) {
 		"disk": {Mode: fs.ModeDevice | 0o660, Major: 259, Minor: 70000}, "char": {Mode: fs.ModeDevice | fs.ModeCharDevice | 0o660, Major: 4, Minor: 300},
 		"pipe": {Mode: fs.ModeNamedPipe | 0o600},
 	} {
-		a, err := f.Stat(lookup(t, f, name))
+		a, err := f.Stat(fstest.Lookup(t, f, name))
 		if err != nil || a.Mode != want.Mode || a.Major != want.Major || a.Minor != want.Minor || a.Size != 0 {
 			t.Errorf("%s: got %+v, %v, want %+v", name, a, err, want)
 		}
@@ -132,7 +115,7 @@ func TestTargetsOfLinks(t *testing.T) {
 		{susp("SL", 0, 0, 20, 'x'), "", fsys.ErrCorrupt},
 	} {
 		f := open(t, newImage(file{name: "L.;1", use: join(px(0o120777, 1), test.use)}.record()))
-		id := lookup(t, f, "l")
+		id := fstest.Lookup(t, f, "l")
 		got, err := f.Readlink(id)
 		if !errors.Is(err, test.err) || err == nil && got != test.want {
 			t.Errorf("target: got %q, %v, want %q, %v", got, err, test.want, test.err)
@@ -149,15 +132,15 @@ func TestDirectoriesThatLieElsewhere(t *testing.T) {
 	im.dir(dirAt+1, sector, nil, file{name: "DEEP", dir: true, at: dirAt, size: sector, use: susp("RE")}.record())
 	im.dir(dirAt, sector, px(0o40700, 7), file{name: "X.;1", use: nm("inside")}.record())
 	f := open(t, im)
-	id := lookup(t, f, "deep")
+	id := fstest.Lookup(t, f, "deep")
 	a, err := f.Stat(id)
 	if err != nil || a.Mode != fs.ModeDir|0o700 || a.Links != 7 {
 		t.Errorf("attributes: got %+v, %v, want those of the directory itself", a, err)
 	}
-	if got, err := names(f, id); err != nil || !slices.Equal(got, []string{"inside"}) {
+	if got, err := fstest.Names(f, id); err != nil || !slices.Equal(got, []string{"inside"}) {
 		t.Errorf("names: got %q, %v, want inside", got, err)
 	}
-	if got, err := names(f, lookup(t, f, "moved")); err != nil || got != nil {
+	if got, err := fstest.Names(f, fstest.Lookup(t, f, "moved")); err != nil || got != nil {
 		t.Errorf("names where it lies: got %q, %v, want none", got, err)
 	}
 }
@@ -178,8 +161,8 @@ func TestFilesOfSeveralExtents(t *testing.T) {
 	}
 	want = want[:3*sector+100]
 	f := open(t, im)
-	id := lookup(t, f, "big")
-	if got, err := names(f, f.Root()); err != nil || len(got) != 17+2 || got[18] != "z" {
+	id := fstest.Lookup(t, f, "big")
+	if got, err := fstest.Names(f, f.Root()); err != nil || len(got) != 17+2 || got[18] != "z" {
 		t.Errorf("names: got %q, %v", got, err)
 	}
 	got := make([]byte, len(want)+1)
@@ -199,7 +182,7 @@ func TestExtendedAttributeRecordsArePassedOver(t *testing.T) {
 	copy(im.sector(dataAt+2), "right")
 	f := open(t, im)
 	p := make([]byte, 5)
-	if _, err := f.ReadAt(lookup(t, f, "f"), p, 0); err != nil || string(p) != "right" {
+	if _, err := f.ReadAt(fstest.Lookup(t, f, "f"), p, 0); err != nil || string(p) != "right" {
 		t.Errorf("content: got %q, %v, want right", p, err)
 	}
 }
@@ -218,11 +201,11 @@ func TestSmallerBlocks(t *testing.T) {
 	copy(dir[512:], file{name: "B.;1"}.record()) // behind the padding of a block
 	copy(im.memory[(dataAt*4+3)*512:], "ok")
 	f := open(t, im)
-	if got, err := names(f, f.Root()); err != nil || !slices.Equal(got, []string{"a", "b"}) {
+	if got, err := fstest.Names(f, f.Root()); err != nil || !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("names: got %q, %v, want a, b", got, err)
 	}
 	p := make([]byte, 2)
-	if _, err := f.ReadAt(lookup(t, f, "a"), p, 0); err != nil || string(p) != "ok" {
+	if _, err := f.ReadAt(fstest.Lookup(t, f, "a"), p, 0); err != nil || string(p) != "ok" {
 		t.Errorf("content: got %q, %v, want ok", p, err)
 	}
 }
@@ -262,7 +245,7 @@ func compressed(content []byte) *image {
 func TestCompressedFiles(t *testing.T) {
 	content := join(bytes.Repeat([]byte("compresses well. "), 3000), make([]byte, 100<<10), []byte("end"))
 	f := open(t, compressed(content))
-	id := lookup(t, f, "f")
+	id := fstest.Lookup(t, f, "f")
 	a, err := f.Stat(id)
 	if err != nil || a.Size != int64(len(content)) || a.Allocated != sector || !slices.Equal(a.Flags, []string{"compressed"}) {
 		t.Errorf("attributes: got %+v, %v", a, err)

@@ -19,6 +19,8 @@ import (
 	"github.com/sendense/sendense/internal/requires"
 )
 
+func TestMain(m *testing.M) { fstest.Main(m) }
+
 // inLinux mounts the discs from /dev/vdc on, but for the last, to which it copies
 // what it sees there, and beside that the attributes of everything, which a copy does
 // not keep, with NULs between them.
@@ -138,7 +140,7 @@ func TestAgainstTheKernel(t *testing.T) {
 			compareAttributes(t, f, attributes(t, filepath.Join(dir, disk+".attributes")))
 			identify(t, paths[i], f.Info(), im.info)
 			if im.name == "zisofs" {
-				dir := lookup(t, f, "sizes")
+				dir := fstest.Lookup(t, f, "sizes")
 				id, err := f.Lookup(dir, "text")
 				must(t, err)
 				if a, err := f.Stat(id); err != nil || len(a.Flags) != 1 || a.Allocated >= a.Size/10 {
@@ -255,11 +257,11 @@ func TestWhatLinuxCuts(t *testing.T) {
 		t.Fatalf("xorriso: got %q", out)
 	}
 	f := open(t, fstest.Open(t, path))
-	a, err := f.Stat(lookup(t, f, long))
+	a, err := f.Stat(fstest.Lookup(t, f, long))
 	if err != nil || !a.Modified.Equal(late) {
 		t.Errorf("modification: got %v, %v, want %v", a.Modified, err, late)
 	}
-	if a, err := f.Stat(lookup(t, f, "disk")); err != nil || a.Major != 259 || a.Minor != 70000 {
+	if a, err := f.Stat(fstest.Lookup(t, f, "disk")); err != nil || a.Major != 259 || a.Minor != 70000 {
 		t.Errorf("device: got %d, %d, %v, want 259, 70000", a.Major, a.Minor, err)
 	}
 }

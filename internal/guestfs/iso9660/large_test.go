@@ -51,7 +51,7 @@ func TestAFileOfMoreThan4GiB(t *testing.T) {
 	vol := fstest.Open(t, path)
 	f, err := iso9660.Open(vol)
 	must(t, err)
-	id := lookup(t, f, "large")
+	id := fstest.Lookup(t, f, "large")
 	a, err := f.Stat(id)
 	must(t, err)
 	got := []string{fmt.Sprint(a.Size), "next"}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sendense/sendense/internal/guestfs/fstest"
 	"github.com/sendense/sendense/internal/guestfs/fsys"
 )
 
@@ -22,15 +23,6 @@ func opened(t testing.TB, b builder) *fileSystem {
 	return f.(*fileSystem)
 }
 
-// namesIn lists a directory.
-func namesIn(f *fileSystem, dir fsys.ID) (names []string, err error) {
-	err = f.ReadDir(dir, func(e fsys.Entry) bool {
-		names = append(names, e.Name)
-		return true
-	})
-	return names, err
-}
-
 func entryOf(number int, space byte, name string) []byte {
 	return indexEntry(reference(uint64(number), uint16(number)), nameKey(reference(recordRoot, 5), space, units(name)), -1)
 }
@@ -40,7 +32,7 @@ func TestNamesThatPathsCannotHoldAreRefused(t *testing.T) {
 	b.directory(recordRoot, entryOf(5, spaceBoth, "."), entryOf(20, spacePOSIX, "../../etc/passwd"), entryOf(20, spacePOSIX, ".."),
 		entryOf(21, spacePOSIX, "a\x00b"), entryOf(22, spaceWin32, "long name"), entryOf(22, spaceDOS, "LONGNA~1"), indexEntry(0, nil, -1))
 	f := opened(t, b)
-	names, err := namesIn(f, f.Root())
+	names, err := fstest.Names(f, f.Root())
 	if want := []string{"long name"}; !slices.Equal(names, want) || !errors.Is(err, fsys.ErrCorrupt) {
 		t.Errorf("got %q, %v, want %q, fsys.ErrCorrupt", names, err, want)
 	}
@@ -51,7 +43,7 @@ func TestHalvesOfSurrogatesAreNames(t *testing.T) {
 	b := build()
 	b.directory(recordRoot, indexEntry(reference(20, 20), nameKey(reference(5, 5), spacePOSIX, odd), -1), indexEntry(0, nil, -1))
 	f := opened(t, b)
-	names, err := namesIn(f, f.Root())
+	names, err := fstest.Names(f, f.Root())
 	if want := []string{"a\xed\xa0\xbdb\xed\xb8\x80😀"}; !slices.Equal(names, want) || err != nil {
 		t.Fatalf("got %q, %v, want %q", names, err, want)
 	}
@@ -66,7 +58,7 @@ func TestAnIndexThatLeadsInACircleEnds(t *testing.T) {
 	b.block(0, entryOf(21, spacePOSIX, "b"), indexEntry(0, nil, 1))
 	b.block(1, entryOf(22, spacePOSIX, "c"), indexEntry(0, nil, 0))
 	f := opened(t, b)
-	names, err := namesIn(f, f.Root())
+	names, err := fstest.Names(f, f.Root())
 	if want := []string{"a", "b", "c"}; !slices.Equal(names, want) || !errors.Is(err, fsys.ErrCorrupt) {
 		t.Errorf("got %q, %v, want %q, fsys.ErrCorrupt", names, err, want)
 	}
@@ -81,11 +73,11 @@ func TestWhatFollowsADamagedBlockIsListed(t *testing.T) {
 	b.block(0, entryOf(21, spacePOSIX, "a"), indexEntry(0, nil, -1))
 	b.block(1, entryOf(22, spacePOSIX, "z"), indexEntry(0, nil, -1))
 	f := opened(t, b)
-	if names, err := namesIn(f, f.Root()); err != nil || !slices.Equal(names, []string{"a", "m", "z"}) {
+	if names, err := fstest.Names(f, f.Root()); err != nil || !slices.Equal(names, []string{"a", "m", "z"}) {
 		t.Fatalf("sound: got %q, %v", names, err)
 	}
 	b[builtFree*builtUnit+protected-1] ^= 1
-	names, err := namesIn(f, f.Root())
+	names, err := fstest.Names(f, f.Root())
 	if want := []string{"m", "z"}; !slices.Equal(names, want) || !errors.Is(err, fsys.ErrCorrupt) {
 		t.Errorf("torn: got %q, %v, want %q, fsys.ErrCorrupt", names, err, want)
 	}
@@ -193,7 +185,7 @@ func TestTheWrongKindIsRefused(t *testing.T) {
 	f := opened(t, b)
 	file := reference(20, 20)
 	for what, do := range map[string]func() error{
-		"list a file":            func() error { _, err := namesIn(f, file); return err },
+		"list a file":            func() error { _, err := fstest.Names(f, file); return err },
 		"look up in a file":      func() error { _, err := f.Lookup(file, "x"); return err },
 		"read a directory":       func() error { _, err := f.ReadAt(f.Root(), make([]byte, 1), 0); return err },
 		"find a directory":       func() error { _, err := f.Extents(f.Root(), 0, 1); return err },

@@ -1,9 +1,0 @@
-package ext4_test
-
-import (
-	"testing"
-
-	"github.com/sendense/sendense/internal/guestfs/fstest"
-)
-
-func TestMain(m *testing.M) { fstest.Main(m) }
