@@ -71,8 +71,7 @@ func (b *bench) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.metric("verify-100/sendense", s.median("sendense"), "s")
-	b.metric("verify-100/hash", s.median("hash"), "s")
+	b.medians("verify-100/", s, "s")
 	b.add(row{figure: "verify of 100 points", unit: "s", own: s.median("sendense"), plain: s.median("hash"),
 		checks: []check{atMost("reading and hashing once", s.ratio("sendense", "hash"), 1.3)}})
 	return nil

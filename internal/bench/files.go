@@ -66,9 +66,7 @@ func (b *bench) list(ctx context.Context, g *guest) error {
 	if err != nil {
 		return err
 	}
-	for _, x := range subjects {
-		b.metric("first-listing/"+x.name, s.median(x.name), "ms")
-	}
+	b.medians("first-listing/", s, "ms")
 	b.add(row{figure: fmt.Sprintf("first listing of / of a guest with %d files, cold", guestFiles), unit: "ms",
 		own: s.median("sendense"), guestfish: s.median("guestfish"), checks: []check{limit(s.median("sendense"), 300, "ms")}})
 	return nil
@@ -184,9 +182,7 @@ func (b *bench) copyOut(ctx context.Context, g *guest, files, kernel string) err
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"sendense", "sendense/mount", "kernel"} {
-		b.metric("cp-1g/"+name, s.median(name), "MiB/s")
-	}
+	b.medians("cp-1g/", s, "MiB/s")
 	b.add(row{figure: "cp of a file of 1 GiB out of a point", unit: "MiB/s", own: s.median("sendense"), plain: s.median("kernel"),
 		checks: []check{atLeast("cp from the kernel's mount", s.ratio("sendense", "kernel"), 0.8)}})
 	b.add(row{figure: "the same with cp through FUSE, first time", unit: "MiB/s", own: s.median("sendense/mount"), plain: s.median("kernel")})
@@ -221,9 +217,7 @@ func (b *bench) walk(ctx context.Context, g *guest, files, kernel string) error 
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"sendense", "sendense/mount", "kernel"} {
-		b.metric("walk-200k/"+name, s.median(name), "s")
-	}
+	b.medians("walk-200k/", s, "s")
 	b.add(row{figure: fmt.Sprintf("find of all %d files in a point", guestFiles), unit: "s", own: s.median("sendense"), plain: s.median("kernel")})
 	b.add(row{figure: "the same with find and stat through a new mount", unit: "s", own: s.median("sendense/mount"), plain: s.median("kernel")})
 	return nil

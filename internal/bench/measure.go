@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -49,6 +50,13 @@ func (b *bench) interleave(ctx context.Context, subjects ...subject) (samples, e
 
 // median returns the median of a subject's values.
 func (s samples) median(name string) float64 { return median(s[name]) }
+
+// medians prints the median of each subject's values.
+func (b *bench) medians(prefix string, s samples, unit string) {
+	for _, name := range slices.Sorted(maps.Keys(s)) {
+		b.metric(prefix+name, s.median(name), unit)
+	}
+}
 
 // ratio returns the median over the rounds of a's value by b's.
 func (s samples) ratio(a, b string) float64 {

@@ -204,9 +204,7 @@ func (b *bench) mounted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"sendense", "sendense/again", "sendense/depth=32", "sendense/direct", "qsd", "cat"} {
-		b.metric("mounted-read/"+name, s.median(name), "MiB/s")
-	}
+	b.medians("mounted-read/", s, "MiB/s")
 	b.add(row{figure: "sequential read of disk-0.raw through FUSE, first time", unit: "MiB/s", own: s.median("sendense"), qsd: s.median("qsd"), plain: s.median("cat"),
 		checks: []check{atLeast("cat of a plain file", s.ratio("sendense", "cat"), 0.7), atLeast("qsd", s.ratio("sendense", "qsd"), 1.5)}})
 	b.add(row{figure: "the same, once more", unit: "MiB/s", own: s.median("sendense/again"), plain: s.median("cat"),
@@ -255,10 +253,9 @@ func (b *bench) verified(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.medians("verified-read/", s, "MiB/s")
 	for _, way := range []string{"mount", "export"} {
 		plain, verified := way+"/plain", way+"/verified"
-		b.metric("verified-read/"+plain, s.median(plain), "MiB/s")
-		b.metric("verified-read/"+verified, s.median(verified), "MiB/s")
 		b.metric("verified-read-ratio/"+way, s.ratio(verified, plain), "x")
 		b.add(row{figure: fmt.Sprintf("verified sequential read through %s; plain: not verified", map[string]string{"mount": "FUSE", "export": "NBD"}[way]),
 			unit: "MiB/s", own: s.median(verified), plain: s.median(plain)})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,10 +62,8 @@ func (b *bench) sequential(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range subjects {
-		b.metric("sequential-read/"+s.name, rate.median(s.name), "MiB/s")
-		b.metric("sequential-read-cpu/"+s.name, cpu.median(s.name), "s/GiB")
-	}
+	b.medians("sequential-read/", rate, "MiB/s")
+	b.medians("sequential-read-cpu/", cpu, "s/GiB")
 	b.add(row{figure: "sequential read, depth 1", unit: "MiB/s",
 		own: rate.median(own1), qemuNBD: rate.median(qemu1), nbdkit: rate.median(nbdkitRaw), checks: []check{
 			atLeast("qemu-nbd", rate.ratio(own1, qemu1), 1.5), atLeast("nbdkit", rate.ratio(own1, nbdkitRaw), 1.1)}})
@@ -87,16 +86,14 @@ func (b *bench) random(ctx context.Context) error {
 	var subjects []subject
 	for _, name := range []string{own1, qemu1, own128, qemu128, nbdkitRaw} {
 		subjects = append(subjects, subject{name: name, run: func(ctx context.Context) (float64, error) {
-			return fio(ctx, servers[name].uri, b.size, "--time_based", "--runtime=2", "--ramp_time=500ms")
+			return fio(ctx, servers[name].uri, "randread", b.size, 32, "--time_based", "--runtime=2", "--ramp_time=500ms")
 		}})
 	}
 	rate, err := b.interleave(ctx, subjects...)
 	if err != nil {
 		return err
 	}
-	for _, s := range subjects {
-		b.metric("random-read-4k-qd32/"+s.name, rate.median(s.name), "1/s")
-	}
+	b.medians("random-read-4k-qd32/", rate, "1/s")
 	b.add(row{figure: "4 KiB random read, queue depth 32, depth 1", unit: "1/s",
 		own: rate.median(own1), qemuNBD: rate.median(qemu1), nbdkit: rate.median(nbdkitRaw), checks: []check{
 			atLeast("qemu-nbd", rate.ratio(own1, qemu1), 2.3)}})
@@ -106,24 +103,29 @@ func (b *bench) random(ctx context.Context) error {
 	return nil
 }
 
-// fio reads 4 KiB at random offsets, 32 at a time, and returns reads for a second.
-func fio(ctx context.Context, uri string, size int64, more ...string) (float64, error) {
-	out, err := tool(ctx, append([]string{"fio", "--name=read", "--ioengine=nbd", "--uri=" + uri, "--rw=randread", "--bs=4k",
-		"--iodepth=32", "--norandommap", "--output-format=json", fmt.Sprintf("--size=%d", size)}, more...)...)
+// fio reads or writes 4 KiB at random offsets, some at a time, and returns how many in
+// a second.
+func fio(ctx context.Context, uri, rw string, size int64, depth int, more ...string) (float64, error) {
+	out, err := tool(ctx, append([]string{"fio", "--name=" + rw, "--ioengine=nbd", "--uri=" + uri, "--rw=" + rw, "--bs=4k",
+		fmt.Sprintf("--iodepth=%d", depth), "--norandommap", "--output-format=json", fmt.Sprintf("--size=%d", size)}, more...)...)
 	if err != nil {
 		return 0, err
 	}
 	var report struct {
 		Jobs []struct {
-			Read struct{ IOPS float64 }
+			Read, Write struct{ IOPS float64 }
 		}
 	}
 	// What fio has to say comes before the report.
 	out = out[max(0, bytes.IndexByte(out, '{')):]
-	if err := json.Unmarshal(out, &report); err != nil || len(report.Jobs) != 1 || report.Jobs[0].Read.IOPS == 0 {
+	if err := json.Unmarshal(out, &report); err != nil || len(report.Jobs) != 1 {
 		return 0, fmt.Errorf("read fio's report: %v, %d jobs", err, len(report.Jobs))
 	}
-	return report.Jobs[0].Read.IOPS, nil
+	rate := report.Jobs[0].Read.IOPS + report.Jobs[0].Write.IOPS // one of them is 0
+	if rate == 0 {
+		return 0, errors.New("read fio's report: nothing was done")
+	}
+	return rate, nil
 }
 
 // deepLayers and deepSize are the chain and the disk of the deep figures: a point
@@ -166,9 +168,7 @@ func (b *bench) deep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range subjects {
-		b.metric("first-read-depth-365/"+s.name, first.median(s.name), "ms")
-	}
+	b.medians("first-read-depth-365/", first, "ms")
 	b.add(row{figure: "first 4 KiB read, depth 365, 1 TiB, cold process", unit: "ms",
 		own: first.median("sendense"), qemuNBD: first.median("qemu-nbd"), checks: []check{limit(first.median("sendense"), 100, "ms")}})
 	return b.deepMemory(ctx, top)
@@ -186,7 +186,7 @@ func (b *bench) deepMemory(ctx context.Context, top string) error {
 		if err := s.start(ctx); err != nil {
 			return err
 		}
-		rate, err := fio(ctx, s.uri, deepSize, fmt.Sprintf("--number_ios=%d", x.reads))
+		rate, err := fio(ctx, s.uri, "randread", deepSize, 32, fmt.Sprintf("--number_ios=%d", x.reads))
 		memory, memoryErr := s.peakMemory()
 		s.stop()
 		if err == nil {

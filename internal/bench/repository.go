@@ -130,9 +130,7 @@ func (b *bench) ingest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"sendense", "cp", "qemu-nbd", "qemu-img"} {
-		b.metric("ingest/"+name, s.median(name), "s")
-	}
+	b.medians("ingest/", s, "s")
 	b.metric("ingest-commit/sendense", median(own.commit), "s")
 	b.metric("ingest-cpu/sendense", median(own.cpu), "s")
 	b.metric("ingest-cpu/qemu-nbd", median(qemuCPU), "s")
@@ -260,8 +258,7 @@ func (b *bench) incremental(ctx context.Context) error {
 		return err
 	}
 	mib := float64(written) / (1 << 20)
-	b.metric("incremental/sendense", s.median("sendense"), "s")
-	b.metric("incremental/raw", s.median("raw"), "s")
+	b.medians("incremental/", s, "s")
 	b.metric("incremental/changed", mib, "MiB")
 	b.add(row{figure: fmt.Sprintf("incremental of 1 %% scattered changes, %d GiB disk (%.0f MiB)", size>>30, mib), unit: "s",
 		own: s.median("sendense"), plain: s.median("raw"), checks: []check{atMost("reading and writing the bytes", s.ratio("sendense", "raw"), 3)}})

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -98,7 +97,7 @@ func (b *bench) boot(ctx context.Context) error {
 				}
 				return seconds * 1000, err
 			}},
-			subject{name: "qemu-nbd/" + name, run: func(ctx context.Context) (float64, error) { return b.bootQEMU(ctx, s) }})
+			subject{name: "qemu-nbd/" + name, run: func(ctx context.Context) (float64, error) { return bootQEMU(ctx, s) }})
 		s.close()
 		if err != nil {
 			return err
@@ -134,20 +133,41 @@ func answers(socket string) error {
 	return nil
 }
 
-// bootQEMU does what boot does with qemu-img and qemu-nbd.
-func (b *bench) bootQEMU(ctx context.Context, s *site) (ms float64, err error) {
+// overlay is what a session is to qemu-img and qemu-nbd: a server of a file that is
+// based on a point's.
+type overlay struct {
+	*server
+	base, path string
+}
+
+// overlay returns one of the newest point, whose file is not made yet.
+func (s *site) overlay(ctx context.Context) (overlay, error) {
 	var p struct {
 		Point repository.Point `json:"point"`
 	}
 	if err := s.run(ctx, &p, "info", string(vm), "latest"); err != nil {
+		return overlay{}, err
+	}
+	q := overlay{s.b.newServer("qemu-nbd/overlay"), filepath.Join(s.path, string(vm), p.Point.Disks[0].File), filepath.Join(s.b.dir, "overlay.qcow2")}
+	q.cmd = exec.Command("qemu-nbd", "-t", "-f", "qcow2", "-k", q.socket, q.path)
+	return q, nil
+}
+
+// create makes the file.
+func (o overlay) create(ctx context.Context) error {
+	_, err := tool(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", o.base, o.path)
+	return err
+}
+
+// bootQEMU does what boot does with qemu-img and qemu-nbd.
+func bootQEMU(ctx context.Context, s *site) (ms float64, err error) {
+	q, err := s.overlay(ctx)
+	if err != nil {
 		return 0, err
 	}
-	overlay := filepath.Join(b.dir, "overlay.qcow2")
-	defer os.Remove(overlay)
-	q := b.newServer("qemu-nbd/overlay")
-	q.cmd = exec.Command("qemu-nbd", "-t", "-f", "qcow2", "-k", q.socket, overlay)
+	defer os.Remove(q.path)
 	seconds, err := timed(func() error {
-		_, err := tool(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", filepath.Join(s.path, string(vm), p.Point.Disks[0].File), overlay)
+		err := q.create(ctx)
 		if err == nil {
 			err = q.start(ctx)
 		}
@@ -178,20 +198,15 @@ func (b *bench) durable(ctx context.Context) error {
 	if err := s.run(ctx, &x, "boot", string(vm), "latest", "--disks-only"); err != nil {
 		return err
 	}
-	var p struct {
-		Point repository.Point `json:"point"`
-	}
-	if err := s.run(ctx, &p, "info", string(vm), "latest"); err != nil {
+	q, err := s.overlay(ctx)
+	if err != nil {
 		return err
 	}
-	overlay := filepath.Join(b.dir, "overlay.qcow2")
-	defer os.Remove(overlay)
-	if _, err := tool(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", filepath.Join(s.path, string(vm), p.Point.Disks[0].File), overlay); err != nil {
+	if err := q.create(ctx); err != nil {
 		return err
 	}
-	q := b.newServer("qemu-nbd/overlay")
-	q.cmd = exec.Command("qemu-nbd", "-t", "-f", "qcow2", "-k", q.socket, overlay)
-	stop, err := startAll(ctx, q)
+	defer os.Remove(q.path)
+	stop, err := startAll(ctx, q.server)
 	if err != nil {
 		return err
 	}
@@ -201,9 +216,12 @@ func (b *bench) durable(ctx context.Context) error {
 		depth, sync int
 		checks      bool
 	}{{"a flush after each", 1, 1, true}, {"32 in flight, a flush after 32", 32, 32, false}} {
+		write := func(ctx context.Context, uri string) (float64, error) {
+			return fio(ctx, uri, "randwrite", size, load.depth, fmt.Sprintf("--fsync=%d", load.sync), "--time_based", "--ramp_time=0.5", "--runtime=3")
+		}
 		got, err := b.interleave(ctx,
-			subject{name: "sendense", run: func(ctx context.Context) (float64, error) { return writes(ctx, x.Disks[0].URI, load.depth, load.sync) }},
-			subject{name: "qemu-nbd", run: func(ctx context.Context) (float64, error) { return writes(ctx, q.uri, load.depth, load.sync) }})
+			subject{name: "sendense", run: func(ctx context.Context) (float64, error) { return write(ctx, x.Disks[0].URI) }},
+			subject{name: "qemu-nbd", run: func(ctx context.Context) (float64, error) { return write(ctx, q.uri) }})
 		if err != nil {
 			return err
 		}
@@ -217,28 +235,4 @@ func (b *bench) durable(ctx context.Context) error {
 		b.add(r)
 	}
 	return nil
-}
-
-// writes returns how many writes in a second an export takes.
-func writes(ctx context.Context, uri string, depth, sync int) (float64, error) {
-	out, err := tool(ctx, "fio", "--name=write", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bs=4k", "--norandommap", fmt.Sprintf("--size=%d", int64(1<<30)),
-		fmt.Sprintf("--iodepth=%d", depth), fmt.Sprintf("--fsync=%d", sync), "--time_based", "--ramp_time=0.5", "--runtime=3", "--output-format=json")
-	if err != nil {
-		return 0, err
-	}
-	var r struct {
-		Jobs []struct {
-			Write struct {
-				IOPS float64 `json:"iops"`
-			} `json:"write"`
-		} `json:"jobs"`
-	}
-	out = out[max(0, bytes.IndexByte(out, '{')):] // what fio has to say comes before the report
-	if err := json.Unmarshal(out, &r); err != nil {
-		return 0, err
-	}
-	if len(r.Jobs) != 1 || r.Jobs[0].Write.IOPS == 0 {
-		return 0, errors.New("fio tells nothing")
-	}
-	return r.Jobs[0].Write.IOPS, nil
 }

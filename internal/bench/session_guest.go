@@ -81,9 +81,7 @@ func (b *bench) guestBoot(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for name := range got {
-		b.metric("guest-boot/"+name, got.median(name), "s")
-	}
+	b.medians("guest-boot/", got, "s")
 	command := median(commands)
 	b.metric("guest-boot-command/sendense", command, "ms")
 	b.add(row{figure: fmt.Sprintf("boot command until the machine runs, depth %d (%s)", guestDepth, accel), unit: "ms", own: command,
