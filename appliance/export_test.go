@@ -61,7 +61,7 @@ func TestAnExportIsThePointAsStockClientsSeeIt(t *testing.T) {
 		if info, err := os.Stat(e.Socket); err != nil || info.Mode().Perm() != 0o660 {
 			t.Errorf("socket: got %v (%v), want mode 0660", info.Mode(), err)
 		}
-		if got := must(t, "nbdinfo", "--json", e.Disks[0].URI); !strings.Contains(got, `"is_read_only": true`) {
+		if got := requires.Run(t, "nbdinfo", "--json", e.Disks[0].URI); !strings.Contains(got, `"is_read_only": true`) {
 			t.Errorf("nbdinfo: got %s, want a read-only export", got)
 		}
 		if err := r.Unexport(t.Context(), e.ID); err != nil {
@@ -88,7 +88,7 @@ func TestSinceContextsTellWhatChanged(t *testing.T) {
 	}
 	for i, id := range ids[:2] {
 		var extents []struct{ Offset, Length, Type int64 }
-		out := must(t, "nbdinfo", "--json", "--map=qemu:dirty-bitmap:since-"+id, e.Disks[0].URI)
+		out := requires.Run(t, "nbdinfo", "--json", "--map=qemu:dirty-bitmap:since-"+id, e.Disks[0].URI)
 		if err := json.Unmarshal([]byte(out), &extents); err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +207,7 @@ func TestAnExportWithTLSAsksForACertificate(t *testing.T) {
 	uri := func(scheme, dir string) string {
 		return fmt.Sprintf("%s://127.0.0.1:%s/?tls-certificates=%s", scheme, port, dir)
 	}
-	if out := must(t, "nbdinfo", "--size", uri("nbds", ours)); strings.TrimSpace(out) != fmt.Sprint(2*mib) {
+	if out := requires.Run(t, "nbdinfo", "--size", uri("nbds", ours)); strings.TrimSpace(out) != fmt.Sprint(2*mib) {
 		t.Errorf("size: got %s, want %d", out, 2*mib)
 	}
 	if out, err := command(t, "nbdinfo", "--size", uri("nbds", theirs)); err == nil {
@@ -216,7 +216,7 @@ func TestAnExportWithTLSAsksForACertificate(t *testing.T) {
 	if out, err := command(t, "nbdinfo", "--size", "nbd://127.0.0.1:"+port); err == nil {
 		t.Errorf("a client without TLS was let in: %s", out)
 	}
-	must(t, "qemu-img", "info", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+ours,
+	requires.Run(t, "qemu-img", "info", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir="+ours,
 		"--image-opts", "driver=nbd,host=127.0.0.1,tls-creds=tls0,port="+port)
 }
 

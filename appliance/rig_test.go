@@ -27,6 +27,7 @@ import (
 	"github.com/sendense/sendense/capture/capturetest"
 	"github.com/sendense/sendense/internal/nbdclient"
 	"github.com/sendense/sendense/internal/repository/dir"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 // mib is a mebibyte in bytes.
@@ -189,21 +190,11 @@ func command(t *testing.T, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// must is command for a program that has to succeed.
-func must(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := command(t, name, args...)
-	if err != nil {
-		t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
-	return out
-}
-
 // read copies an NBD export with nbdcopy and returns its content.
 func read(t *testing.T, uri string) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "copy")
-	must(t, "nbdcopy", uri, path)
+	requires.Run(t, "nbdcopy", uri, path)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

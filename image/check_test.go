@@ -100,14 +100,14 @@ func header(t testing.TB, path string) *image.Header {
 func bigImage(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.qcow2")
-	qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
-	qemu(t, "qemu-io", "-f", "qcow2", "-c", "write -P 1 0 200k", "-c", "write -c -P 2 256k 64k",
+	requires.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "4M")
+	requires.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 1 0 200k", "-c", "write -c -P 2 256k 64k",
 		"-c", "write -z 512k 64k", "-c", "write -P 4 3M 20k", path)
-	qemu(t, "qemu-img", "snapshot", "-c", "first", path)
-	qemu(t, "qemu-io", "-f", "qcow2", "-c", "write -P 5 100k 50k", "-c", "write -c -P 6 360k 4k", path)
-	qemu(t, "qemu-img", "snapshot", "-c", "second", path)
-	qemu(t, "qemu-img", "bitmap", "--add", "--enable", "-g", "4k", path, "b0")
-	qemu(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 10k 50k", path)
+	requires.Run(t, "qemu-img", "snapshot", "-c", "first", path)
+	requires.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 5 100k 50k", "-c", "write -c -P 6 360k 4k", path)
+	requires.Run(t, "qemu-img", "snapshot", "-c", "second", path)
+	requires.Run(t, "qemu-img", "bitmap", "--add", "--enable", "-g", "4k", path, "b0")
+	requires.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 10k 50k", path)
 	return path
 }
 

@@ -33,7 +33,7 @@ func TestResizeUncoversNothingOfALongerBackingDisk(t *testing.T) {
 					d.close()
 					writeBelow(t, d)
 					if write != "" {
-						qemu(t, "qemu-io", "-f", "qcow2", "-c", write, d.path)
+						requires.Run(t, "qemu-io", "-f", "qcow2", "-c", write, d.path)
 						copy(d.model[v.o.Size-512:], bytes.Repeat([]byte{7}, 512))
 					}
 					d.open()

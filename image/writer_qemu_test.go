@@ -63,7 +63,7 @@ func (d *disk) qemuStep() {
 		}
 		copy(d.model[off:], bytes.Repeat([]byte{fill}, int(n)))
 	}
-	qemu(d.t, "qemu-io", append(append([]string{"-f", "qcow2"}, args...), d.path)...)
+	requires.Run(d.t, "qemu-io", append(append([]string{"-f", "qcow2"}, args...), d.path)...)
 }
 
 // snapshot is an internal snapshot with what it holds.
@@ -97,7 +97,7 @@ func takeTurns(t *testing.T, v variant) {
 			d.qemuStep()
 			if round < 2 && (v.o.RefcountBits == 0 || v.o.RefcountBits > 4) {
 				s := snapshot{fmt.Sprint("s", round), bytes.Clone(d.model)}
-				qemu(t, "qemu-img", "snapshot", "-c", s.name, d.path)
+				requires.Run(t, "qemu-img", "snapshot", "-c", s.name, d.path)
 				snapshots = append(snapshots, s)
 			}
 			checkClean(t, d.path)
@@ -107,9 +107,9 @@ func takeTurns(t *testing.T, v variant) {
 		checkClean(t, d.path)
 		sameBytes(t, "content", content(t, d.path), d.model)
 		for _, s := range snapshots {
-			qemu(t, "qemu-img", "snapshot", "-a", s.name, d.path)
+			requires.Run(t, "qemu-img", "snapshot", "-a", s.name, d.path)
 			sameBytes(t, "content of snapshot "+s.name, content(t, d.path), s.model)
-			qemu(t, "qemu-img", "snapshot", "-d", s.name, d.path)
+			requires.Run(t, "qemu-img", "snapshot", "-d", s.name, d.path)
 		}
 		checkClean(t, d.path)
 	}
@@ -226,7 +226,7 @@ func TestOpenWriterRefusesWhatItCannotWriteSafely(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Chdir(t.TempDir())
-			qemu(t, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2"}, tt.create...), "disk.qcow2", "1M")...)
+			requires.Run(t, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2"}, tt.create...), "disk.qcow2", "1M")...)
 			patch(t, "disk.qcow2", 72, func(e uint64) uint64 { return e | tt.bits })
 			w, err := image.OpenWriter("disk.qcow2", image.WriterOptions{})
 			if err == nil {
@@ -305,7 +305,7 @@ func TestRebaseChangesTheNameAndNothingElse(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(dir, "top.qcow2")
-			qemu(t, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2"}, tt.make...), path, "1M")...)
+			requires.Run(t, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2"}, tt.make...), path, "1M")...)
 			w, err := image.OpenWriter(path, image.WriterOptions{})
 			if err != nil {
 				t.Fatal(err)

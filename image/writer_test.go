@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/sendense/sendense/block"
@@ -31,20 +29,10 @@ func (d memDevice) ReadAt(_ context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// qemu runs a program of QEMU and returns what it printed.
-func qemu(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
 // checkClean has qemu-img and Check agree that a file is in order.
 func checkClean(t testing.TB, path string) {
 	t.Helper()
-	qemu(t, "qemu-img", "check", "-f", "qcow2", path)
+	requires.Run(t, "qemu-img", "check", "-f", "qcow2", path)
 	r, err := image.Check(context.Background(), path)
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +46,7 @@ func checkClean(t testing.TB, path string) {
 func content(t testing.TB, path string) []byte {
 	t.Helper()
 	raw := path + ".raw"
-	qemu(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, raw)
+	requires.Run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, raw)
 	b, err := os.ReadFile(raw)
 	if err != nil {
 		t.Fatal(err)
@@ -341,7 +329,7 @@ func (d *disk) compareMap() {
 		Start, Length int64
 		Zero, Data    bool
 	}
-	out := qemu(d.t, "qemu-img", "map", "--output=json", "-f", "qcow2", d.path)
+	out := requires.Run(d.t, "qemu-img", "map", "--output=json", "-f", "qcow2", d.path)
 	if err := json.Unmarshal([]byte(out), &theirs); err != nil {
 		d.t.Fatal(err)
 	}

@@ -291,16 +291,8 @@ func loop(t *testing.T, file string) string {
 		requires.Missing(t, "loop devices: "+strings.TrimSpace(string(out)))
 	}
 	dev := strings.TrimSpace(string(out))
-	t.Cleanup(func() { command(t, "losetup", "-d", dev) })
+	t.Cleanup(func() { requires.Run(t, "losetup", "-d", dev) })
 	return dev
-}
-
-func command(t *testing.T, name string, args ...string) {
-	t.Helper()
-	requires.Tool(t, name)
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
 }
 
 func TestABlockDevice(t *testing.T) {
@@ -308,7 +300,7 @@ func TestABlockDevice(t *testing.T) {
 	m := &files{dir: dir}
 	m.add(t, "disk", 64<<20)
 	dev := loop(t, m.path("disk"))
-	command(t, "mkfs.ext4", "-q", dev)
+	requires.Run(t, "mkfs.ext4", "-q", dev)
 	disks := []blockdev.Disk{{Path: dev, Key: "disk"}}
 	mnt := filepath.Join(dir, "a mount")
 	if err := os.Mkdir(mnt, 0o700); err != nil {
@@ -324,7 +316,7 @@ func TestABlockDevice(t *testing.T) {
 			t.Errorf("config: got %+v", c)
 		}
 		if err := exec.Command("mount", dev, mnt).Run(); err == nil {
-			command(t, "umount", mnt)
+			requires.Run(t, "umount", mnt)
 			t.Error("the device could be mounted")
 		}
 		if err := in.Close(); err != nil {
@@ -344,8 +336,8 @@ func TestABlockDevice(t *testing.T) {
 		}
 	})
 	t.Run("that is mounted read-write is refused unless that is allowed", func(t *testing.T) {
-		command(t, "mount", dev, mnt)
-		defer command(t, "umount", mnt)
+		requires.Run(t, "mount", dev, mnt)
+		defer requires.Run(t, "umount", mnt)
 		_, err := begin(t, newSource(t, blockdev.Options{Disks: disks}))
 		if !errors.Is(err, capture.ErrUnreachable) || !strings.Contains(err.Error(), "is mounted read-write at "+mnt+"; unmount it") {
 			t.Errorf("got %v, want a refusal that names %s", err, mnt)
@@ -363,8 +355,8 @@ func TestABlockDevice(t *testing.T) {
 		}
 	})
 	t.Run("that is mounted read-only is captured with a note", func(t *testing.T) {
-		command(t, "mount", "-o", "ro", dev, mnt)
-		defer command(t, "umount", mnt)
+		requires.Run(t, "mount", "-o", "ro", dev, mnt)
+		defer requires.Run(t, "umount", mnt)
 		in, err := begin(t, newSource(t, blockdev.Options{Disks: disks}))
 		if err != nil {
 			t.Fatal(err)

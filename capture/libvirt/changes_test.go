@@ -41,7 +41,7 @@ func TestTrackingIsLostDiskByDiskAndNeverTheBackup(t *testing.T) {
 			r.deleteCheckpoint(t, token, golibvirt.DomainCheckpointDeleteMetadataOnly)
 		}, "", ""},
 		{"the bitmap of one disk was removed while the machine was off", func(t *testing.T, token string) {
-			r.restart(t, func() { run(t, "qemu-img", "bitmap", "--remove", r.disk("vda"), token) })
+			r.restart(t, func() { requires.Run(t, "qemu-img", "bitmap", "--remove", r.disk("vda"), token) })
 		}, "missing or was not closed", ""},
 		{"QEMU was killed", func(t *testing.T, _ string) {
 			if err := r.vm.Kill(t.Context()); err != nil {
@@ -55,11 +55,11 @@ func TestTrackingIsLostDiskByDiskAndNeverTheBackup(t *testing.T) {
 		{"the machine was defined again, and the bitmap of one disk removed", func(t *testing.T, token string) {
 			r.restart(t, func() {
 				r.defineAgain(t)
-				run(t, "qemu-img", "bitmap", "--remove", r.disk("vda"), token)
+				requires.Run(t, "qemu-img", "bitmap", "--remove", r.disk("vda"), token)
 			})
 		}, "does not include disk vda", ""},
 		{"a disk was replaced by an empty one", func(t *testing.T, _ string) {
-			r.restart(t, func() { run(t, "qemu-img", "create", "-q", "-f", "qcow2", r.disk("vdb"), "16M") })
+			r.restart(t, func() { requires.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", r.disk("vdb"), "16M") })
 		}, "", "missing or was not closed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -363,8 +363,8 @@ func readFails(t *testing.T, inst capture.Instant) {
 func TestFullScratchFolderEndsTheBackupAndNotTheGuest(t *testing.T) {
 	requires.Root(t)
 	small := t.TempDir()
-	run(t, "mount", "-t", "tmpfs", "-o", "size=16M", "scratch", small) // before the host has mounts of its own
-	t.Cleanup(func() { run(t, "umount", small) })
+	requires.Run(t, "mount", "-t", "tmpfs", "-o", "size=16M", "scratch", small) // before the host has mounts of its own
+	t.Cleanup(func() { requires.Run(t, "umount", small) })
 	img, host := guesttest.Image(t), guesttest.Host(t)
 	r := newRig(t, host, img, guest.Disk{Target: "vda", Source: "32M"})
 	r.start(t)
@@ -402,7 +402,7 @@ func TestFullScratchFolderEndsTheBackupAndNotTheGuest(t *testing.T) {
 	if err := r.vm.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if out := run(t, "qemu-io", "-r", "-c", "read -P 2 0 32M", r.disk("vda")); strings.Contains(out, "failed") {
+	if out := requires.Run(t, "qemu-io", "-r", "-c", "read -P 2 0 32M", r.disk("vda")); strings.Contains(out, "failed") {
 		t.Errorf("what the guest wrote: got %s", out)
 	}
 }

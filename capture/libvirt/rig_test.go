@@ -119,7 +119,7 @@ func (r *rig) makeDisk(t *testing.T, img guest.Image, d guest.Disk) string {
 		return path
 	}
 	path := filepath.Join(r.dir, d.Target)
-	run(t, "qemu-img", "create", "-q", "-f", format, path, d.Source)
+	requires.Run(t, "qemu-img", "create", "-q", "-f", format, path, d.Source)
 	return path
 }
 
@@ -180,7 +180,7 @@ func (r *rig) read(t *testing.T, inst capture.Instant, older point) point {
 			copyRange(t, f, d.Device, 0, d.Device.Size(), true)
 			continue
 		}
-		run(t, "cp", "--sparse=always", older.files[d.Key], f.Name())
+		requires.Run(t, "cp", "--sparse=always", older.files[d.Key], f.Name())
 		if err := f.Truncate(d.Device.Size()); err != nil {
 			t.Fatal(err)
 		}
@@ -240,7 +240,7 @@ func (r *rig) compare(t *testing.T, p point) {
 	t.Helper()
 	for key, file := range p.files {
 		other := filepath.Join(r.dir, "other-"+key)
-		run(t, "nbdcopy", fmt.Sprintf("nbd+unix:///%s?socket=%s", key, r.jobSocket(t)), other)
+		requires.Run(t, "nbdcopy", fmt.Sprintf("nbd+unix:///%s?socket=%s", key, r.jobSocket(t)), other)
 		same(t, key, file, other)
 		os.Remove(other)
 	}
@@ -416,15 +416,6 @@ func openImage(t testing.TB) func(path, format string) (block.Device, io.Closer,
 type closer func() error
 
 func (c closer) Close() error { return c() }
-
-func run(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
 
 // createCheckpoint makes a checkpoint as another program would.
 func (r *rig) createCheckpoint(t testing.TB, name, disk string) {

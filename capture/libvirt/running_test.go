@@ -16,6 +16,7 @@ import (
 	"github.com/sendense/sendense/capture/libvirt"
 	"github.com/sendense/sendense/internal/guest"
 	"github.com/sendense/sendense/internal/guest/guesttest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 func TestInstantsOfARunningGuest(t *testing.T) {
@@ -136,7 +137,7 @@ func frozenBySomebodyElse(t *testing.T, r *rig) {
 	p := r.read(t, inst, point{})
 	for key, format := range map[string]string{"vda": "qcow2", "vdb": "raw", "vdc": "qcow2"} {
 		other := filepath.Join(r.dir, "convert-"+key)
-		run(t, "qemu-img", "convert", "-U", "-f", format, "-O", "raw", r.disk(key), other)
+		requires.Run(t, "qemu-img", "convert", "-U", "-f", format, "-O", "raw", r.disk(key), other)
 		same(t, key, p.files[key], other)
 	}
 	if _, err := r.vm.Conn.DomainFsthaw(r.vm.Domain, nil, 0); err != nil {

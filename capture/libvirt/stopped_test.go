@@ -12,6 +12,7 @@ import (
 	"github.com/sendense/sendense/capture/libvirt"
 	"github.com/sendense/sendense/internal/guest"
 	"github.com/sendense/sendense/internal/guest/guesttest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 func TestMachineThatStopsAndStarts(t *testing.T) {
@@ -45,7 +46,7 @@ func TestMachineThatStopsAndStarts(t *testing.T) {
 	p := r.read(t, inst, base)
 	for key, format := range map[string]string{"vda": "qcow2", "vdb": "raw", "vdc": "qcow2"} {
 		other := filepath.Join(r.dir, "stopped-"+key)
-		run(t, "qemu-img", "convert", "-f", format, "-O", "raw", r.disk(key), other)
+		requires.Run(t, "qemu-img", "convert", "-f", format, "-O", "raw", r.disk(key), other)
 		same(t, key, p.files[key], other)
 	}
 	finish(t, inst)

@@ -14,6 +14,7 @@ import (
 	"github.com/sendense/sendense/capture/capturetest"
 	"github.com/sendense/sendense/internal/guest"
 	"github.com/sendense/sendense/internal/guest/guesttest"
+	"github.com/sendense/sendense/internal/requires"
 )
 
 func TestRunningMachineKeepsTheContract(t *testing.T) {
@@ -39,11 +40,11 @@ func TestStoppedMachineKeepsTheContract(t *testing.T) {
 		s := m.machine()
 		s.Write = func(t testing.TB, key string, p []byte, off int64) {
 			m.remember(key, p, off)
-			run(t, "qemu-io", "-f", m.format, "-c", fmt.Sprintf("write -s %s %d %d", m.pattern(t, p), off, len(p)), m.disk(key))
+			requires.Run(t, "qemu-io", "-f", m.format, "-c", fmt.Sprintf("write -s %s %d %d", m.pattern(t, p), off, len(p)), m.disk(key))
 		}
 		s.Resize = func(t testing.TB, key string, size int64) {
 			m.resized(key, size)
-			run(t, "qemu-img", "resize", "-q", "--shrink", "-f", m.format, m.disk(key), fmt.Sprint(size))
+			requires.Run(t, "qemu-img", "resize", "-q", "--shrink", "-f", m.format, m.disk(key), fmt.Sprint(size))
 		}
 		s.Add = func(t testing.TB, key string, size int64) {
 			m.check(t, m.vm.Conn.DomainAttachDeviceFlags(m.vm.Domain, m.newDisk(t, key, size), uint32(golibvirt.DomainAffectConfig)))
@@ -124,7 +125,7 @@ func (m *model) newDisk(t testing.TB, key string, size int64) string {
 	t.Helper()
 	m.content[key] = make([]byte, size)
 	d := guest.Disk{Target: key, Source: m.disk(key), Format: m.format}
-	run(t, "qemu-img", "create", "-q", "-f", m.format, d.Source, fmt.Sprint(size))
+	requires.Run(t, "qemu-img", "create", "-q", "-f", m.format, d.Source, fmt.Sprint(size))
 	x, err := d.XML()
 	m.check(t, err)
 	return x

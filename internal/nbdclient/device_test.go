@@ -182,20 +182,12 @@ func TestWithoutAContextEverythingIsData(t *testing.T) {
 	}
 }
 
-func run(t testing.TB, name string, args ...string) {
-	t.Helper()
-	requires.Tool(t, name)
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
-}
-
 func TestChangedReadsADirtyBitmap(t *testing.T) {
 	f := filepath.Join(t.TempDir(), "a.qcow2")
-	run(t, "qemu-img", "create", "-q", "-f", "qcow2", f, "64M")
-	run(t, "qemu-img", "bitmap", "--add", "-g", "65536", f, "b0")
-	run(t, "qemu-io", "-c", "write 1M 64k", "-c", "write 1216k 100k", "-c", "write 63M 1M", f)
-	run(t, "qemu-img", "bitmap", "--disable", f, "b0")
+	requires.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", f, "64M")
+	requires.Run(t, "qemu-img", "bitmap", "--add", "-g", "65536", f, "b0")
+	requires.Run(t, "qemu-io", "-c", "write 1M 64k", "-c", "write 1216k 100k", "-c", "write 63M 1M", f)
+	requires.Run(t, "qemu-img", "bitmap", "--disable", f, "b0")
 	uri, _ := serve(t, "qemu-nbd", "-k", "SOCK", "-r", "-e", "8", "-t", "-f", "qcow2", "-B", "b0", f)
 	d := open(t, uri, nbdclient.Options{Contexts: []string{"qemu:dirty-bitmap:b0"}})
 	if !d.HasContext("qemu:dirty-bitmap:b0") || d.Writable() {
@@ -391,9 +383,9 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 
 func TestGetInfo(t *testing.T) {
 	f := filepath.Join(t.TempDir(), "a.qcow2")
-	run(t, "qemu-img", "create", "-q", "-f", "qcow2", f, "3M")
-	run(t, "qemu-img", "bitmap", "--add", f, "b0")
-	run(t, "qemu-img", "bitmap", "--disable", f, "b0")
+	requires.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", f, "3M")
+	requires.Run(t, "qemu-img", "bitmap", "--add", f, "b0")
+	requires.Run(t, "qemu-img", "bitmap", "--disable", f, "b0")
 	uri, _ := serve(t, "qemu-nbd", "-k", "SOCK", "-r", "-e", "8", "-x", "disk", "-D", "a disk", "-t", "-f", "qcow2", "-B", "b0", f)
 	info, err := nbdclient.GetInfo(context.Background(), uri, nbdclient.Options{})
 	if err != nil {

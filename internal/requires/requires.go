@@ -1,12 +1,14 @@
 // Package requires lets a test say what it needs from the machine. On a lesser
 // machine the test is skipped with the reason; with CI=true in the environment
 // a missing requirement fails it, so that no skip counts as a pass. It also has
-// what every test waits with.
+// what every test waits with, and runs tools with.
 package requires
 
 import (
+	"context"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 )
@@ -60,4 +62,21 @@ func Until(t testing.TB, what string, holds func() bool) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// limit is how long a tool may take.
+const limit = 5 * time.Minute
+
+// Run runs a tool that has to succeed, also when the test ends, and returns what it
+// printed.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	Tool(t, name)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
 }

@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -62,12 +60,7 @@ var _ fsys.Volume = File{}
 // Run runs a program and returns what it printed.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	requires.Tool(t, name)
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return requires.Run(t, name, args...)
 }
 
 // Make makes a sparse image of size bytes and has mkfs, given with its arguments,
