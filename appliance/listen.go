@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// NBDPort is the port of NBD that IANA assigned.
-const NBDPort = "10809"
+// nbdPort is the port of NBD that IANA assigned.
+const nbdPort = "10809"
 
 // maxSocketPath is how long the path of a unix socket may be on Linux, in bytes.
 const maxSocketPath = 107
@@ -94,7 +94,7 @@ func abandoned(path string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// ListenTCP listens on address, HOST or HOST:PORT; the port is NBDPort unless
+// ListenTCP listens on address, HOST or HOST:PORT; the port is nbdPort unless
 // given, and 0 finds a free one. tlsDir is a folder with ca-cert.pem,
 // server-cert.pem and server-key.pem, as QEMU names them: clients then have to
 // show a certificate that the CA signed. Without it ("") only loopback addresses
@@ -106,7 +106,7 @@ func ListenTCP(address, tlsDir string) (*Listener, error) {
 	}
 	full := address
 	if _, _, err := net.SplitHostPort(full); err != nil {
-		full = net.JoinHostPort(full, NBDPort)
+		full = net.JoinHostPort(full, nbdPort)
 	}
 	a, err := net.ResolveTCPAddr("tcp", full)
 	if err != nil {

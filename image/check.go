@@ -384,7 +384,7 @@ func (c *checker) countEntry(at int64, e, bitmap uint64, u *l2Users) {
 			c.tally(e, bitmap, host)
 		}
 	}
-	if host == 0 || c.h.HasDataFile() {
+	if host == 0 || c.h.hasDataFile() {
 		return
 	}
 	c.count(host, c.h.ClusterSize(), u.refs, "cluster")
@@ -399,7 +399,7 @@ func (c *checker) countEntry(at int64, e, bitmap uint64, u *l2Users) {
 // judgeEntry says what is wrong with a standard cluster's entry in itself.
 func (c *checker) judgeEntry(at int64, e, bitmap uint64, host int64) {
 	reserved, alloc, zero := uint64(l2Reserved), uint32(bitmap), uint32(bitmap>>32)
-	if c.h.HasExtendedL2() {
+	if c.h.hasExtendedL2() {
 		reserved = l2Reserved2
 	} else if c.h.Version < 3 {
 		reserved |= entryZero
@@ -411,7 +411,7 @@ func (c *checker) judgeEntry(at int64, e, bitmap uint64, host int64) {
 		c.problem(at, "L2 entry %#x: cluster does not begin on a cluster of the file", e)
 	case alloc&zero != 0:
 		c.problem(at, "L2 entry %#x: subclusters both allocated and zero: %#x", e, bitmap)
-	case alloc != 0 && host == 0 && !c.h.HasDataFile():
+	case alloc != 0 && host == 0 && !c.h.hasDataFile():
 		c.problem(at, "L2 entry %#x: allocated subclusters without a host cluster: %#x", e, bitmap)
 	}
 }
@@ -419,9 +419,9 @@ func (c *checker) judgeEntry(at int64, e, bitmap uint64, host int64) {
 // tally counts a standard cluster of the active disk for the report.
 func (c *checker) tally(e, bitmap uint64, host int64) {
 	stored, zero := host != 0, e&entryZero != 0
-	if c.h.HasExtendedL2() {
+	if c.h.hasExtendedL2() {
 		stored, zero = uint32(bitmap) != 0, uint32(bitmap) == 0 && bitmap != 0
-	} else if c.h.HasDataFile() {
+	} else if c.h.hasDataFile() {
 		stored = e&entryCopied != 0
 	}
 	switch {
@@ -438,7 +438,7 @@ func (c *checker) countCompressed(at int64, e, bitmap uint64, u *l2Users) {
 		switch {
 		case e&entryCopied != 0:
 			c.problem(at, "L2 entry %#x: compressed cluster with the copied flag", e)
-		case c.h.HasDataFile():
+		case c.h.hasDataFile():
 			c.problem(at, "L2 entry %#x: compressed cluster in a file with an external data file", e)
 		case bitmap != 0:
 			c.problem(at, "L2 entry %#x: compressed cluster with subclusters: %#x", e, bitmap)

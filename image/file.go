@@ -107,7 +107,7 @@ func newFile(path string, meta *os.File, pools *pools) (*File, error) {
 		return nil, err
 	}
 	f := &File{path: path, header: h, meta: meta, data: meta, pools: pools}
-	if h.HasDataFile() {
+	if h.hasDataFile() {
 		if f.data, err = f.openDataFile(); err != nil {
 			return nil, err
 		}
@@ -333,11 +333,11 @@ func (f *File) judge(e, bitmap uint64, off int64) error {
 		return corrupt("compressed cluster in an external data file")
 	case host&(h.ClusterSize()-1) != 0:
 		return corrupt("L2 entry %#x is not aligned to a cluster", e)
-	case h.HasDataFile() && host != start:
+	case h.hasDataFile() && host != start:
 		return corrupt("host offset %d in an external data file is not the guest offset", host)
 	case !f.inData(host):
 		return corrupt("host offset %d lies beyond the end of the file (%d bytes)", host, f.dataEnd.Load())
-	case h.HasExtendedL2():
+	case h.hasExtendedL2():
 		return corrupt("L2 entry %#x has subcluster bitmap %#x", e, bitmap)
 	}
 	return corrupt("L2 entry is %#x", e)

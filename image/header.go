@@ -124,11 +124,11 @@ func corrupt(format string, args ...any) error {
 // ClusterSize returns the cluster size in bytes, 512 to 2 MiB.
 func (h *Header) ClusterSize() int64 { return 1 << h.ClusterBits }
 
-// HasExtendedL2 reports whether L2 entries are 16 bytes and describe subclusters.
-func (h *Header) HasExtendedL2() bool { return h.Incompatible&IncompatExtendedL2 != 0 }
+// hasExtendedL2 reports whether L2 entries are 16 bytes and describe subclusters.
+func (h *Header) hasExtendedL2() bool { return h.Incompatible&IncompatExtendedL2 != 0 }
 
-// HasDataFile reports whether guest data lives in an external file.
-func (h *Header) HasDataFile() bool { return h.Incompatible&IncompatDataFile != 0 }
+// hasDataFile reports whether guest data lives in an external file.
+func (h *Header) hasDataFile() bool { return h.Incompatible&IncompatDataFile != 0 }
 
 // BackingFormat returns the backing file's format as the header names it, or "".
 func (h *Header) BackingFormat() string { return string(h.extension(extBackingFormat)) }
@@ -147,7 +147,7 @@ func (h *Header) extension(typ uint32) []byte {
 
 // l2EntrySize returns the bytes of one L2 entry.
 func (h *Header) l2EntrySize() int64 {
-	if h.HasExtendedL2() {
+	if h.hasExtendedL2() {
 		return 16
 	}
 	return 8
@@ -276,7 +276,7 @@ func (h *Header) validate() error {
 		}
 		return fmt.Errorf("%w: file is encrypted (%s); use a decrypted copy, made with qemu-img convert", ErrUnsupported, name)
 	}
-	if h.HasExtendedL2() && h.ClusterBits < 14 {
+	if h.hasExtendedL2() && h.ClusterBits < 14 {
 		return corrupt("extended L2 entries need clusters of 16 KiB or more, not %d", h.ClusterSize())
 	}
 	if h.RefcountOrder > 6 {
@@ -303,7 +303,7 @@ func (h *Header) validate() error {
 	if h.Snapshots > maxSnapshots {
 		return corrupt("%d internal snapshots, more than %d", h.Snapshots, maxSnapshots)
 	}
-	if h.Autoclear&AutoclearRawData != 0 && !h.HasDataFile() {
+	if h.Autoclear&AutoclearRawData != 0 && !h.hasDataFile() {
 		return corrupt("raw external data is flagged without an external data file")
 	}
 	return h.validateOffsets()

@@ -116,7 +116,7 @@ func describe(h *Header) *InfoQCOW2 {
 		ClusterBytes:  h.ClusterSize(),
 		Compression:   h.Compression.String(),
 		RefcountBits:  1 << h.RefcountOrder,
-		ExtendedL2:    h.HasExtendedL2(),
+		ExtendedL2:    h.hasExtendedL2(),
 		LazyRefcounts: h.Compatible&CompatLazyRefcounts != 0,
 		Dirty:         h.Incompatible&IncompatDirty != 0,
 		Corrupt:       h.Incompatible&IncompatCorrupt != 0,

@@ -58,7 +58,7 @@ type l2Tables struct {
 
 func newL2Tables(st storage, h *Header, cacheBytes int64) (*l2Tables, error) {
 	t := &l2Tables{
-		st: st, version: h.Version, clusterBits: h.ClusterBits, extended: h.HasExtendedL2(),
+		st: st, version: h.Version, clusterBits: h.ClusterBits, extended: h.hasExtendedL2(),
 		cache: newMetaCache(cacheBytes, h.ClusterSize()),
 	}
 	var err error

@@ -128,7 +128,7 @@ func (f *File) nextHeld(m *merge, off, end int64) (int64, error) {
 // piece returns the piece of the file that begins at off, as far as it reaches
 // but not beyond limit. v covers [off, limit).
 func (f *File) piece(v view, off, limit int64) piece {
-	if f.header.HasExtendedL2() {
+	if f.header.hasExtendedL2() {
 		return f.subPiece(v, off, limit)
 	}
 	size := f.header.ClusterSize()
@@ -188,7 +188,7 @@ func (f *File) decode(e uint64, start int64) (clusterKind, int64) {
 		return unallocated, 0
 	}
 	kind, host := decodeEntry(e, f.header.Version)
-	if kind == unallocated && e&entryCopied != 0 && f.header.HasDataFile() {
+	if kind == unallocated && e&entryCopied != 0 && f.header.hasDataFile() {
 		kind = normal
 	}
 	return f.check(kind, host, start), host
@@ -210,13 +210,13 @@ func (f *File) decodeExtended(b []byte, start int64, first int) (kind clusterKin
 func (f *File) check(kind clusterKind, host, start int64) clusterKind {
 	switch kind {
 	case compressed:
-		if f.header.HasDataFile() {
+		if f.header.hasDataFile() {
 			return invalidEntry
 		}
 	case normal, zeroAlloc:
 		if host&(f.header.ClusterSize()-1) != 0 ||
-			f.header.HasDataFile() && host != start ||
-			!f.header.HasDataFile() && host == 0 ||
+			f.header.hasDataFile() && host != start ||
+			!f.header.hasDataFile() && host == 0 ||
 			kind == normal && !f.inData(host) {
 			return invalidEntry
 		}

@@ -60,10 +60,10 @@ func newMerger(child *Writer, parent *File) (*merger, error) {
 	if err != nil {
 		return nil, err
 	}
-	alike := h.ClusterBits == child.header.ClusterBits && !h.HasExtendedL2() && !child.l2.extended
+	alike := h.ClusterBits == child.header.ClusterBits && !h.hasExtendedL2() && !child.l2.extended
 	return &merger{
 		child: child, parent: tables, data: diskFile{parent.data}, end: h.Size, alike: alike,
-		stream: alike && h.Compression == child.header.Compression && !h.HasDataFile(),
+		stream: alike && h.Compression == child.header.Compression && !h.hasDataFile(),
 		below:  h.BackingFile != "",
 		buf:    make([]byte, max(1<<20, child.ClusterSize())),
 	}, nil

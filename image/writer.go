@@ -162,7 +162,7 @@ func writable(h *Header) error {
 		return fmt.Errorf("%w: it is marked corrupt; repair it with: qemu-img check -r all", ErrCorrupt)
 	case h.Incompatible&IncompatDirty != 0:
 		return fmt.Errorf("%w: it was not closed (lazy refcounts); repair it with: qemu-img check -r all", ErrUnsupported)
-	case h.HasDataFile():
+	case h.hasDataFile():
 		return fmt.Errorf("%w: writing to an external data file; convert it with: qemu-img convert -O qcow2", ErrUnsupported)
 	}
 	return nil

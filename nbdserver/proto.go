@@ -147,7 +147,5 @@ const (
 const (
 	requestLen    = 28
 	requestLenExt = 32
-	simpleLen     = 16
-	structuredLen = 20
 	extendedLen   = 32
 )

@@ -28,9 +28,9 @@ import (
 // Kind is the kind of source, as in [capture.Config].
 const Kind = "blockdev"
 
-// DefinitionFormat is the format of [capture.Config].Definition: a JSON array of
+// definitionFormat is the format of [capture.Config].Definition: a JSON array of
 // the disks with key, path, format and size.
-const DefinitionFormat = "blockdev-json"
+const definitionFormat = "blockdev-json"
 
 // untracked is why a disk is compared.
 const untracked = "blockdev has no change tracking"
@@ -63,12 +63,13 @@ type Options struct {
 	Open func(path string) (block.Device, io.Closer, error)
 	// MachineID identifies the host, default the content of /etc/machine-id. The
 	// machine's UUID is derived from it and the name: the version 5 UUID (RFC
-	// 9562) of "machine-id/name" in the name space given by Namespace.
+	// 9562) of "machine-id/name" in the name space
+	// 0f1c9a52-3f0e-5c52-9a8e-6c2f1f3b7d10.
 	MachineID string
 }
 
-// Namespace is the name space of the UUIDs of machines.
-var Namespace = uuid.MustParse("0f1c9a52-3f0e-5c52-9a8e-6c2f1f3b7d10")
+// namespace is the name space of the UUIDs of machines.
+var namespace = uuid.MustParse("0f1c9a52-3f0e-5c52-9a8e-6c2f1f3b7d10")
 
 // Source is a machine made up of devices and files.
 type Source struct {
@@ -113,7 +114,7 @@ func New(o Options) (*Source, error) {
 			return nil, errors.New("identify the host: /etc/machine-id is empty")
 		}
 	}
-	id := uuid.NewSHA1(Namespace, []byte(o.MachineID+"/"+o.Name))
+	id := uuid.NewSHA1(namespace, []byte(o.MachineID+"/"+o.Name))
 	return &Source{o: o, vm: capture.VM{UUID: id.String(), Name: o.Name}}, nil
 }
 
@@ -131,7 +132,7 @@ func (s *Source) Begin(ctx context.Context, vm capture.VM, _ capture.Request) (c
 	if vm.UUID != s.vm.UUID {
 		return nil, fmt.Errorf("machine %s: %w", vm.UUID, capture.ErrNoVM)
 	}
-	in := &instant{config: capture.Config{Source: Kind, Format: DefinitionFormat, Consistency: "clean"}}
+	in := &instant{config: capture.Config{Source: Kind, Format: definitionFormat, Consistency: "clean"}}
 	var err error
 	if in.config.Host, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("name the host: %w", err)

@@ -25,8 +25,8 @@ import (
 	"github.com/sendense/sendense/appliance"
 )
 
-// DefaultRepository is where points are kept unless --repository says otherwise.
-const DefaultRepository = "/var/lib/sendense/backups"
+// defaultRepository is where points are kept unless --repository says otherwise.
+const defaultRepository = "/var/lib/sendense/backups"
 
 // Environment variables that take the place of flags.
 const (
@@ -56,7 +56,7 @@ func New(name, about, version string) *Program {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}}
 	p.Root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
-	repository := DefaultRepository
+	repository := defaultRepository
 	if s := os.Getenv(EnvRepository); s != "" {
 		repository = s
 	}

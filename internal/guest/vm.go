@@ -198,11 +198,11 @@ func (v *VM) Shutdown(ctx context.Context) error {
 	if err := v.Conn.DomainShutdown(v.Domain); err != nil {
 		return fmt.Errorf("shut down %s: %w", v.Name, err)
 	}
-	return v.WaitStopped(ctx)
+	return v.waitStopped(ctx)
 }
 
-// WaitStopped waits until the machine does not run any more.
-func (v *VM) WaitStopped(ctx context.Context) error {
+// waitStopped waits until the machine does not run any more.
+func (v *VM) waitStopped(ctx context.Context) error {
 	for {
 		running, err := v.Running()
 		if err != nil || !running {
@@ -234,7 +234,7 @@ func (v *VM) Kill(ctx context.Context) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("kill %s: %w", v.Name, err)
 	}
-	return v.WaitStopped(ctx)
+	return v.waitStopped(ctx)
 }
 
 // PID returns the process ID of the machine's QEMU, as seen from outside the

@@ -33,8 +33,8 @@ type PointID string
 
 const pointLayout = "20060102-150405"
 
-// NewPointID returns the id for a time.
-func NewPointID(t time.Time) PointID { return PointID(t.UTC().Format(pointLayout)) }
+// newPointID returns the id for a time.
+func newPointID(t time.Time) PointID { return PointID(t.UTC().Format(pointLayout)) }
 
 // ParsePointID returns s as a PointID, or an error.
 func ParsePointID(s string) (PointID, error) {
@@ -57,9 +57,9 @@ func (p PointID) Time() time.Time {
 // Next returns the id of the point after p made at time now: later than p even if
 // the clock went back.
 func (p PointID) Next(now time.Time) PointID {
-	id := NewPointID(now)
+	id := newPointID(now)
 	if p != "" && id <= p {
-		return NewPointID(p.Time().Add(time.Second))
+		return newPointID(p.Time().Add(time.Second))
 	}
 	return id
 }

@@ -55,15 +55,6 @@ func (s *Store) Close() error {
 // Owner returns the name under which this process is registered.
 func (s *Store) Owner() string { return s.owner }
 
-// PID returns the process id in an owner's name, 0 if it has none.
-func PID(owner string) int {
-	var pid int
-	if _, err := fmt.Sscanf(owner, "%d-", &pid); err != nil {
-		return 0
-	}
-	return pid
-}
-
 // Alive reports whether the process registered as owner still holds the store
 // open. The registration of a dead one is removed.
 func (s *Store) Alive(owner string) bool {

@@ -10,12 +10,11 @@ import (
 
 // Objects of keys, and trees.
 const (
-	rootTreeID     = 1
-	chunkTreeID    = 3
-	topLevelID     = 5 // the subvolume that all others hang below
-	csumTreeID     = 7
-	firstFreeID    = 256 // of inodes, of chunks, and of subvolumes but the topmost
-	devItemsObject = 1
+	rootTreeID  = 1
+	chunkTreeID = 3
+	topLevelID  = 5 // the subvolume that all others hang below
+	csumTreeID  = 7
+	firstFreeID = 256 // of inodes, of chunks, and of subvolumes but the topmost
 	// Objects that the kernel counts from the end.
 	treeLogObject    = ^uint64(5) // -6
 	extentCsumObject = ^uint64(9) // -10

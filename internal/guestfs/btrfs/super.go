@@ -53,11 +53,8 @@ type super struct {
 	systemChunks []byte
 }
 
-// Incompatible features.
-const (
-	featureMetadataUUID = 1 << 10
-	featureZoned        = 1 << 12
-)
+// featureMetadataUUID is an incompatible feature.
+const featureMetadataUUID = 1 << 10
 
 // readable are the features that change nothing for a reader, or that it knows:
 // mixed-backref, default-subvol, mixed-groups, compress-lzo, compress-zstd,

@@ -23,6 +23,8 @@ const (
 	tinyNode  = 4096
 	tinyStart = 128 << 10 // of the only chunk; logical addresses are those of the volume
 	tinySize  = 64 << 10
+
+	devItemsObject = 1 // of keys of the devices
 )
 
 // Where the blocks of a tiny file system are.

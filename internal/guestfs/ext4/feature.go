@@ -11,7 +11,6 @@ const (
 	compatHasJournal = 0x4
 	compatDirIndex   = 0x20
 	compatSparse2    = 0x200
-	compatFastCommit = 0x400
 
 	incompatFileType   = 0x2
 	incompatRecover    = 0x4

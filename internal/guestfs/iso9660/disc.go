@@ -28,7 +28,6 @@ const (
 const (
 	typePrimary       = 1
 	typeSupplementary = 2
-	typeTerminator    = 255
 )
 
 // descriptor is what a volume descriptor says of a tree.
