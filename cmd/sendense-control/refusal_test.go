@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sendense/sendense/internal/cli/clitest"
 )
 
 func TestBadInputGetsASentenceAHintAndAnExitCode(t *testing.T) {
@@ -122,4 +124,71 @@ func setByte(t testing.TB, path string, off int64, b byte) {
 	if _, err := f.WriteAt([]byte{b}, off); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestBadInputOfServiceCommandsGetsASentenceAHintAndAnExitCode(t *testing.T) {
+	bothWays(t, func(t *testing.T, daemon bool) {
+		s, flags, _ := site(t, daemon)
+		file := s.Path("notes")
+		if err := os.WriteFile(file, []byte("hello"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		busy, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer busy.Close()
+		for _, c := range []struct {
+			name, line string
+			exit       int
+			code       string
+			want       string // in the sentence
+		}{
+			{"a command that does not exist", "vmz", 2, "invalid", "no command"},
+			{"a flag that does not exist", "vms --fast", 2, "invalid", "--fast"},
+			{"an argument too few", "points", 2, "invalid", "missing"},
+			{"an argument too many", "vms web1", 2, "invalid", "web1"},
+			{"a VM that is not there", "points web9", 3, "not_found", "web9"},
+			{"a point that is not there", "info web1 20200101-000000", 3, "not_found", "20200101-000000"},
+			{"a point that is none", "info web1 yesterday", 2, "invalid", "yesterday"},
+			{"a point before the first", "info web1 latest~9", 3, "not_found", "latest~9"},
+			{"a disk that is not there", "chain web1 --disk 7", 3, "not_found", "disk 7"},
+			{"verify of a VM that is not there", "verify web9", 3, "not_found", "web9"},
+			{"verify of a point without its VM", "verify --point latest", 2, "invalid", "VM"},
+			{"delete of a point that is not there", "delete web1 20200101-000000", 3, "not_found", "20200101-000000"},
+			{"a job that is not there", "jobs backup-x", 3, "not_found", "backup-x"},
+			{"cancel of a job that is not there", "cancel backup-x", 3, "not_found", "backup-x"},
+			{"unexport of what is not there", "unexport export-x", 3, "not_found", "export-x"},
+			{"export of a VM that is not there", "export web9 latest", 3, "not_found", "web9"},
+			{"export of a disk that is not there", "export web1 latest --disk 7", 3, "not_found", "disk 7"},
+			{"export on a file", "export web1 latest --socket " + file, 4, "busy", file},
+			{"export in a folder that is missing", "export web1 latest --socket /nonexistent/a.sock", 3, "not_found", "/nonexistent"},
+			{"export on a socket with too long a path", "export web1 latest --socket /" + strings.Repeat("x", 120), 2, "invalid", "too long"},
+			{"export to everybody without certificates", "export web1 latest --listen 0.0.0.0:0", 2, "invalid", "unencrypted"},
+			{"export on an address that is none", "export web1 latest --listen a:b:c", 2, "invalid", "a:b:c"},
+			{"export on a port in use", "export web1 latest --listen " + busy.Addr().String(), 4, "busy", busy.Addr().String()},
+			{"export with certificates that are not there", "export web1 latest --listen 127.0.0.1:0 --tls-dir /nonexistent", 3, "not_found", "/nonexistent"},
+			{"both socket and address", "export web1 latest --socket /x --listen 127.0.0.1:0", 2, "invalid", "socket"},
+			{"bench with nothing", "bench --size 0", 2, "invalid", "0 MiB"},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				clitest.Refused(t, s.Control(flags, c.line), c.exit, c.want)
+				clitest.RefusedJSON(t, s.Control(flags, c.line+" --json"), c.exit, c.code)
+			})
+		}
+		if exports := clitest.Decode[[]any](t, s.Control(flags, "exports --json")); len(exports) != 0 {
+			t.Errorf("exports: got %v, want none of those refused", exports)
+		}
+		if daemon {
+			return
+		}
+		clitest.Refused(t, s.Control(flags, "export web1 latest --persist"), 2, "control plane")
+		for _, command := range []string{"vms", "points x", "chain x", "info x latest", "verify", "jobs", "export x latest"} {
+			gone := []string{"--repository", s.Path("gone")}
+			clitest.Refused(t, s.Control(gone, command), 3, "no repository", s.Path("gone"))
+		}
+		clitest.Refused(t, s.Control([]string{"--repository", file}, "vms"), 2, file)
+		clitest.Refused(t, s.Control(s.Via(), "vms"), 6, "control.sock")
+		clitest.Refused(t, s.Control([]string{"--control", "tcp:1"}, "vms"), 2, "tcp:1")
+	})
 }
