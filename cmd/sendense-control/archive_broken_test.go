@@ -28,9 +28,6 @@ import (
 // folder. More are flags of the backup.
 func siteOf(t *testing.T, size int64, fill func(dir string), more ...string) *clitest.Site {
 	t.Helper()
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	fill(dir)
 	s := clitest.NewSite(t, filepath.Dir(program))
@@ -280,7 +277,7 @@ func TestAnArchiveIsNotShownOnATerminal(t *testing.T) {
 	}
 	defer out.Close()
 	r := callTo(t, out, append([]string{"cp", "web1", "latest", "/x", "-"}, s.Alone()...)...)
-	if r.code != 2 || !strings.Contains(r.stderr, "terminal") || !strings.Contains(r.stderr, "hint: Send it to a file") {
+	if r.Code != 2 || !strings.Contains(r.Stderr, "terminal") || !strings.Contains(r.Stderr, "hint: Send it to a file") {
 		t.Errorf("got %+v, want that it is refused", r)
 	}
 	for line, want := range map[string]string{

@@ -73,9 +73,6 @@ func patch(t *testing.T, image string) {
 func hostileSite(t *testing.T) (s *clitest.Site, watched string) {
 	t.Helper()
 	requires.Root(t) // whom tools stop least
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	watched = t.TempDir()
 	outside := filepath.Join(watched, "outside")
 	put(t, "untouched", outside, "untouched")

@@ -86,7 +86,7 @@ func hostOffset(t *testing.T, path string, guest int64) int64 {
 		Start, Length, Offset int64
 		Data                  bool
 	}
-	if err := json.Unmarshal([]byte(tool(t, "qemu-img", "map", "--output=json", path)), &extents); err != nil {
+	if err := json.Unmarshal([]byte(clitest.Tool(t, "qemu-img", "map", "--output=json", path)), &extents); err != nil {
 		t.Fatal(err)
 	}
 	for _, e := range extents {

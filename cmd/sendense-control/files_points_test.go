@@ -13,9 +13,6 @@ import (
 )
 
 func TestAPointThatCannotBeReadIsToldOf(t *testing.T) {
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	put(t, "hello", dir, "etc/motd")
 	put(t, "", dir, "etc/empty")

@@ -23,9 +23,6 @@ import (
 // mounts of what each held.
 func filesSite(t *testing.T) (s *clitest.Site, states [2]string) {
 	t.Helper()
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	s = clitest.NewSite(t, filepath.Dir(program))
 	disk := fstest.Filled(t, 256<<20, "ext4", func(dir string) {
 		fstest.Populate(t, dir, fstest.Without{Large: 1500})
@@ -226,9 +223,6 @@ func sameContent(t *testing.T, want, got string, a, b *unix.Stat_t) error {
 }
 
 func TestFilesOfAnyAgeAreThere(t *testing.T) {
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	s := clitest.NewSite(t, filepath.Dir(program))
 	disk := fstest.Filled(t, 256<<20, "btrfs", func(dir string) {
 		for name, at := range map[string]int64{"first": math.MinInt64, "old": -70_000_000_000, "now": 1_700_000_000, "later": 300_000_000_000, "last": math.MaxInt64} {

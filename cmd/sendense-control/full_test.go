@@ -17,9 +17,6 @@ import (
 func TestAFullRepositoryIsNoDeadEnd(t *testing.T) {
 	requires.Root(t)
 	requires.Tool(t, "mount", "umount")
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	bothWays(t, func(t *testing.T, daemon bool) {
 		s := clitest.NewSite(t, filepath.Dir(program))
 		if err := os.Mkdir(s.Repo, 0o700); err != nil {

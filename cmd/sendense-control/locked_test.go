@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/md5"
 	_ "embed"
 	"encoding/json"
@@ -35,9 +36,6 @@ const (
 // digest of /srv/large.
 func lockedSite(t *testing.T) (s *clitest.Site, large string) {
 	t.Helper()
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	s = clitest.NewSite(t, filepath.Dir(program))
 	disk := fstest.Make(t, 144<<20, "sgdisk", "-n1:0:+16M", "-n2:0:+80M", "-n3:0:0")
 	for range 2 {
@@ -188,10 +186,12 @@ func unlocked(t *testing.T, s *clitest.Site, flags []string, large string) {
 	if r := s.Control(flags, "cp web1 latest /srv/new /etc/motd -"+both); r.Code != 0 || !strings.Contains(r.Stdout, "two, and longer\n") || !strings.Contains(r.Stdout, "motd") {
 		t.Errorf("archive: got exit code %d, %d bytes, %q", r.Code, len(r.Stdout), r.Stderr)
 	}
-	cmd := exec.Command(program, append([]string{"cat", "web1", "latest", "/etc/motd", "--passphrase-file", "-"}, flags...)...)
+	ctx, cancel := context.WithTimeout(t.Context(), clitest.Patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, append([]string{"cat", "web1", "latest", "/etc/motd", "--passphrase-file", "-"}, flags...)...)
 	cmd.Stdin = strings.NewReader(firstSecret + "\n")
-	if r := start(t, cmd); r.code != 0 || r.stdout != "two, and longer\n" {
-		t.Errorf("passphrase from standard input: got %+v", r)
+	if out, err := cmd.Output(); err != nil || string(out) != "two, and longer\n" {
+		t.Errorf("passphrase from standard input: got %q, %v", out, err)
 	}
 }
 

@@ -1,18 +1,16 @@
 package main_test
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
+	"github.com/sendense/sendense/internal/cli/clitest"
 	"github.com/sendense/sendense/internal/guestfs/fstest"
 )
 
@@ -21,119 +19,61 @@ var program string
 
 func TestMain(m *testing.M) {
 	fstest.Isolate()
-	os.Exit(buildAndRun(m))
-}
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "sendense-control-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "sendense-control")
-	out, err := exec.Command("go", "build", "-ldflags", "-X main.version=v9-test", "-o", program, ".").CombinedOutput()
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
-
-// ran is what a run of a program left.
-type ran struct {
-	stdout, stderr string
-	code           int
+	os.Exit(clitest.Main(m, func(dir string) { program = filepath.Join(dir, "sendense-control") }))
 }
 
 // call runs the program.
-func call(t testing.TB, args ...string) ran {
+func call(t testing.TB, args ...string) clitest.Ran {
 	t.Helper()
-	return start(t, exec.Command(program, args...))
+	return clitest.Run(t, program, args...)
 }
 
-func start(t testing.TB, cmd *exec.Cmd) ran {
-	t.Helper()
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	watch := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
-	defer watch.Stop()
-	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	return ran{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
-}
-
-// tool runs another program and returns its output.
-func tool(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	r := start(t, exec.Command(name, args...))
-	if r.code != 0 {
-		t.Fatalf("%s %s: exit code %d\n%s%s", name, strings.Join(args, " "), r.code, r.stdout, r.stderr)
-	}
-	return r.stdout
-}
-
-// decode reads what --json printed.
-func decode[T any](t testing.TB, r ran) T {
+// decode reads what --json printed, whatever the exit code is.
+func decode[T any](t testing.TB, r clitest.Ran) T {
 	t.Helper()
 	var v T
-	if err := json.Unmarshal([]byte(r.stdout), &v); err != nil {
-		t.Fatalf("output %q: %v; stderr: %s", r.stdout, err, r.stderr)
+	if err := json.Unmarshal([]byte(r.Stdout), &v); err != nil {
+		t.Fatalf("output %q: %v; stderr: %s", r.Stdout, err, r.Stderr)
 	}
 	return v
 }
 
 // server is a running nbd serve.
 type server struct {
-	cmd    *exec.Cmd
+	*clitest.Process
 	uri    string
-	stderr bytes.Buffer
-	ended  bool
+	killed bool
 }
 
 // serve runs nbd serve until the test is over.
 func serve(t testing.TB, args ...string) *server {
 	t.Helper()
-	s := &server{cmd: exec.Command(program, append([]string{"nbd", "serve"}, args...)...)}
-	s.cmd.Stderr = &s.stderr
-	out, err := s.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	p := clitest.Start(t, program, append([]string{"nbd", "serve"}, args...)...)
+	clitest.Until(t, "nbd serve prints its URI", func() bool { return strings.HasSuffix(p.Stdout(), "\n") || p.Ended() })
+	if p.Ended() {
+		t.Fatalf("nbd serve: %+v", p.Wait())
 	}
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	s := &server{Process: p, uri: strings.TrimSpace(p.Stdout())}
 	t.Cleanup(func() { s.stop(t) })
-	watch := time.AfterFunc(time.Minute, func() { _ = s.cmd.Process.Kill() })
-	line, err := bufio.NewReader(out).ReadString('\n')
-	watch.Stop()
-	if err != nil {
-		_ = s.cmd.Wait()
-		s.ended = true
-		t.Fatalf("nbd serve: no URI: %v; stderr: %s", err, s.stderr.String())
-	}
-	s.uri = strings.TrimSpace(line)
 	return s
 }
 
-// stop terminates the server, which has to end well.
+// stop terminates the server, which has to end well unless it was killed.
 func (s *server) stop(t testing.TB) {
 	t.Helper()
-	if s.ended {
-		return
-	}
-	s.ended = true
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	watch := time.AfterFunc(time.Minute, func() { _ = s.cmd.Process.Kill() })
-	defer watch.Stop()
-	if err := s.cmd.Wait(); err != nil {
-		t.Errorf("nbd serve: %v; stderr: %s", err, s.stderr.String())
+	if r := s.Signal(syscall.SIGTERM); r.Code != 0 && !s.killed {
+		t.Errorf("nbd serve: %+v", r)
 	}
 }
 
+// kill ends the server as a crash would.
+func (s *server) kill() {
+	s.killed = true
+	s.Kill()
+}
+
 // callTo runs the program with another stdout.
-func callTo(t testing.TB, stdout *os.File, args ...string) ran {
+func callTo(t testing.TB, stdout *os.File, args ...string) clitest.Ran {
 	t.Helper()
 	var errs bytes.Buffer
 	cmd := exec.Command(program, args...)
@@ -141,5 +81,16 @@ func callTo(t testing.TB, stdout *os.File, args ...string) ran {
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
 		t.Fatal(err)
 	}
-	return ran{stderr: errs.String(), code: cmd.ProcessState.ExitCode()}
+	return clitest.Ran{Stderr: errs.String(), Code: cmd.ProcessState.ExitCode()}
+}
+
+// shortDir makes a folder for sockets, whose paths are at most 107 bytes long.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }

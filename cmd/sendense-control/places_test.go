@@ -75,9 +75,6 @@ func TestContentLiesWhereItIsSaidTo(t *testing.T) {
 // TestCopiesOfWhatHasToBeSent copies files that are not stored as they are, beside
 // one that is.
 func TestCopiesOfWhatHasToBeSent(t *testing.T) {
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	s := clitest.NewSite(t, filepath.Dir(program))
 	noise := make([]byte, 3<<20)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise)

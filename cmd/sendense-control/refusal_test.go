@@ -25,9 +25,9 @@ func TestBadInputGetsASentenceAHintAndAnExitCode(t *testing.T) {
 	raw, notes := file("disk.raw", strings.Repeat("x", 4096)), file("notes", "hello")
 	cut := file("cut.qcow2", "QFI\xfb\x00\x00\x00\x03")
 	orphan := filepath.Join(dir, "orphan.qcow2")
-	tool(t, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "gone.qcow2", orphan, "1M")
+	clitest.Tool(t, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "gone.qcow2", orphan, "1M")
 	luks := filepath.Join(dir, "luks.qcow2")
-	tool(t, "qemu-img", "create", "-q", "-f", "qcow2", luks, "1M")
+	clitest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", luks, "1M")
 	setByte(t, luks, 35, 2) // crypt_method of the header
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -77,9 +77,9 @@ func TestBadInputGetsASentenceAHintAndAnExitCode(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := call(t, c.args...)
-			lines := strings.Split(strings.TrimSuffix(r.stderr, "\n"), "\n")
-			if r.code != c.code || r.stdout != "" || len(lines) != 2 {
-				t.Fatalf("got exit code %d, stdout %q, stderr %q, want %d and two lines of stderr", r.code, r.stdout, r.stderr, c.code)
+			lines := strings.Split(strings.TrimSuffix(r.Stderr, "\n"), "\n")
+			if r.Code != c.code || r.Stdout != "" || len(lines) != 2 {
+				t.Fatalf("got exit code %d, stdout %q, stderr %q, want %d and two lines of stderr", r.Code, r.Stdout, r.Stderr, c.code)
 			}
 			if !strings.HasPrefix(lines[0], "sendense-control: ") || !strings.Contains(lines[0], c.want) || !strings.HasSuffix(lines[0], ".") {
 				t.Errorf("sentence: got %q, want one with %q", lines[0], c.want)
@@ -91,7 +91,7 @@ func TestBadInputGetsASentenceAHintAndAnExitCode(t *testing.T) {
 			var e struct {
 				Error struct{ Code, Message, Hint string }
 			}
-			if err := json.Unmarshal([]byte(j.stderr), &e); err != nil || j.code != c.code || e.Error.Code == "" || e.Error.Message == "" || e.Error.Hint == "" {
+			if err := json.Unmarshal([]byte(j.Stderr), &e); err != nil || j.Code != c.code || e.Error.Code == "" || e.Error.Message == "" || e.Error.Hint == "" {
 				t.Errorf("with --json: got %+v, want an error with code, message and hint", j)
 			}
 		})
@@ -107,7 +107,7 @@ func TestFullOutputIsAnError(t *testing.T) {
 		}
 		defer full.Close()
 		r := callTo(t, full, append(args, chain[2])...)
-		if r.code != 8 || !strings.Contains(r.stderr, "no space") {
+		if r.Code != 8 || !strings.Contains(r.Stderr, "no space") {
 			t.Errorf("%q: got %+v, want exit code 8", args, r)
 		}
 	}

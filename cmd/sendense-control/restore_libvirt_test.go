@@ -18,9 +18,6 @@ import (
 // A guest with a disk on each of three buses is backed up twice while it runs, is
 // gone, and comes back.
 func TestGuestThatIsGoneComesBackInLibvirt(t *testing.T) {
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	s, host, img := clitest.NewSite(t, filepath.Dir(program)), guesttest.Host(t), guesttest.Image(t)
 	system, data, plain := s.Path("guest.qcow2"), s.Path("data.qcow2"), s.Path("plain.raw")
 	if err := img.CopyDisk(t.Context(), system, "qcow2"); err != nil {

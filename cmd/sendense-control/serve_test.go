@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/sendense/sendense/internal/cli/clitest"
 	"github.com/sendense/sendense/internal/requires"
 	"github.com/sendense/sendense/nbdserver/tlstest"
 )
@@ -20,7 +21,7 @@ func TestServeIsWhatStockClientsRead(t *testing.T) {
 	requires.Tool(t, "nbdcopy", "nbdinfo")
 	chain := newChain(t)
 	raw := filepath.Join(t.TempDir(), "disk.raw")
-	tool(t, "qemu-img", "convert", "-O", "raw", chain[2], raw)
+	clitest.Tool(t, "qemu-img", "convert", "-O", "raw", chain[2], raw)
 	for _, c := range []struct {
 		name string
 		args []string
@@ -39,26 +40,27 @@ func TestServeIsWhatStockClientsRead(t *testing.T) {
 					copied := filepath.Join(t.TempDir(), "copy")
 					if out, err := exec.Command("nbdcopy", s.uri, copied).CombinedOutput(); err != nil {
 						t.Errorf("nbdcopy %s: %v: %s", s.uri, err, out)
-					} else if r := call(t, "image", "compare", copied, raw); r.code != 0 {
+					} else if r := call(t, "image", "compare", copied, raw); r.Code != 0 {
 						t.Errorf("copy: got %+v, want equal", r)
 					}
 				})
 			}
 			clients.Wait()
-			if got := tool(t, "nbdinfo", "--is", "read-only", s.uri); got != "" {
+			if got := clitest.Tool(t, "nbdinfo", "--is", "read-only", s.uri); got != "" {
 				t.Errorf("nbdinfo --is read-only: got %q, want nothing", got)
 			}
 			type export struct {
 				Size     int64
 				ReadOnly bool `json:"read_only"`
 			}
-			info := decode[struct{ Exports []export }](t, call(t, "nbd", "info", "--json", s.uri))
+			info := clitest.Decode[struct{ Exports []export }](t, call(t, "nbd", "info", "--json", s.uri))
 			if len(info.Exports) != 1 || info.Exports[0] != (export{64 << 20, true}) {
 				t.Errorf("nbd info: got %+v, want one read-only export of 64 MiB", info)
 			}
 			s.stop(t)
-			if s.stderr.Len() > 0 {
-				t.Errorf("stderr of the server: got %q, want nothing", s.stderr.String())
+			s.stop(t)
+			if r := s.Wait(); r.Stderr != "" {
+				t.Errorf("stderr of the server: got %q, want nothing", r.Stderr)
 			}
 		})
 	}
@@ -66,7 +68,7 @@ func TestServeIsWhatStockClientsRead(t *testing.T) {
 
 func TestServeKeepsItsSocketToTheUserAndCleansUp(t *testing.T) {
 	chain := newChain(t)
-	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	t.Setenv("XDG_RUNTIME_DIR", shortDir(t))
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	s := serve(t, "--pid-file", pidFile, chain[2])
 	_, socket, _ := strings.Cut(s.uri, "socket=")
@@ -76,8 +78,8 @@ func TestServeKeepsItsSocketToTheUserAndCleansUp(t *testing.T) {
 	if !strings.HasPrefix(socket, os.Getenv("XDG_RUNTIME_DIR")) {
 		t.Errorf("socket: got %s, want it in the runtime folder", socket)
 	}
-	if b, err := os.ReadFile(pidFile); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(s.cmd.Process.Pid) {
-		t.Errorf("pid file: got %q, %v, want %d", b, err, s.cmd.Process.Pid)
+	if b, err := os.ReadFile(pidFile); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(s.PID) {
+		t.Errorf("pid file: got %q, %v, want %d", b, err, s.PID)
 	}
 	s.stop(t)
 	for _, path := range []string{socket, filepath.Dir(socket), pidFile} {
@@ -91,14 +93,12 @@ func TestServeReplacesTheSocketOfADeadServer(t *testing.T) {
 	chain := newChain(t)
 	socket := filepath.Join(t.TempDir(), "nbd.sock")
 	first := serve(t, "--socket", socket, chain[2])
-	if r := call(t, "nbd", "serve", "--socket", socket, chain[2]); r.code != 4 {
+	if r := call(t, "nbd", "serve", "--socket", socket, chain[2]); r.Code != 4 {
 		t.Errorf("a socket in use: got %+v, want exit code 4", r)
 	}
-	_ = first.cmd.Process.Kill()
-	_ = first.cmd.Wait()
-	first.ended = true
+	first.kill()
 	serve(t, "--socket", socket, chain[2])
-	tool(t, "nbdinfo", "--size", "nbd+unix:///?socket="+socket)
+	clitest.Tool(t, "nbdinfo", "--size", "nbd+unix:///?socket="+socket)
 }
 
 func TestServeTellsWhatChangedSince(t *testing.T) {
@@ -110,7 +110,7 @@ func TestServeTellsWhatChangedSince(t *testing.T) {
 			Offset, Length int64
 			Type           int
 		}
-		out := tool(t, "nbdinfo", "--json", "--map=qemu:dirty-bitmap:since-"+name, s.uri)
+		out := clitest.Tool(t, "nbdinfo", "--json", "--map=qemu:dirty-bitmap:since-"+name, s.uri)
 		if err := json.Unmarshal([]byte(out), &list); err != nil {
 			t.Fatal(err)
 		}
@@ -129,10 +129,10 @@ func TestServeTellsWhatChangedSince(t *testing.T) {
 func TestServeWritable(t *testing.T) {
 	requires.Tool(t, "nbdcopy")
 	content := filepath.Join(t.TempDir(), "content")
-	tool(t, "qemu-img", "create", "-q", "-f", "raw", content, "64M")
-	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 5 3M 9M", "-c", "write -P 6 40000000 12345", content)
+	clitest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", content, "64M")
+	clitest.Tool(t, "qemu-io", "-f", "raw", "-c", "write -P 5 3M 9M", "-c", "write -P 6 40000000 12345", content)
 	raw := filepath.Join(t.TempDir(), "disk.raw")
-	tool(t, "qemu-img", "create", "-q", "-f", "raw", raw, "64M")
+	clitest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", raw, "64M")
 	for _, c := range []struct {
 		name string
 		args func(chain []string) []string
@@ -145,21 +145,21 @@ func TestServeWritable(t *testing.T) {
 			args := c.args(newChain(t))
 			path := args[len(args)-1]
 			s := serve(t, args...)
-			tool(t, "nbdcopy", "--flush", content, s.uri)
-			r := start(t, exec.Command("qemu-io", "-r", "-c", "read 0 512", path))
-			if path != raw && (r.code == 0 || !strings.Contains(r.stderr, "lock")) { // QEMU lets raw images be read meanwhile
+			clitest.Tool(t, "nbdcopy", "--flush", content, s.uri)
+			r := clitest.Run(t, "qemu-io", "-r", "-c", "read 0 512", path)
+			if path != raw && (r.Code == 0 || !strings.Contains(r.Stderr, "lock")) { // QEMU lets raw images be read meanwhile
 				t.Errorf("qemu-io beside it: got %+v, want it refused", r)
 			}
-			if r := call(t, append([]string{"nbd", "serve"}, args...)...); r.code != 4 {
+			if r := call(t, append([]string{"nbd", "serve"}, args...)...); r.Code != 4 {
 				t.Errorf("a second writer: got %+v, want exit code 4", r)
 			}
 			s.stop(t)
-			if r := call(t, "image", "compare", path, content); r.code != 0 {
+			if r := call(t, "image", "compare", path, content); r.Code != 0 {
 				t.Errorf("after the copy: got %+v, want equal", r)
 			}
-			tool(t, "qemu-img", "compare", path, content)
+			clitest.Tool(t, "qemu-img", "compare", path, content)
 			if path != raw {
-				tool(t, "qemu-img", "check", "-q", path)
+				clitest.Tool(t, "qemu-img", "check", "-q", path)
 			}
 		})
 	}
@@ -175,7 +175,7 @@ func TestServeWritableRefusesWhatQEMUHasOpen(t *testing.T) {
 	}
 	t.Cleanup(func() { _, _ = qemu.Process.Kill(), qemu.Wait() })
 	requires.Until(t, "qemu-nbd listens", func() bool { _, err := os.Stat(socket); return err == nil })
-	if r := call(t, "nbd", "serve", "--writable", chain[2]); r.code != 4 || !strings.Contains(r.stderr, "open in another program") {
+	if r := call(t, "nbd", "serve", "--writable", chain[2]); r.Code != 4 || !strings.Contains(r.Stderr, "open in another program") {
 		t.Errorf("got %+v, want exit code 4", r)
 	}
 	serve(t, chain[2]) // to read is fine
@@ -189,10 +189,10 @@ func TestServeAsksForCertificates(t *testing.T) {
 	if !strings.HasPrefix(s.uri, "nbds://") {
 		t.Fatalf("URI: got %s, want nbds", s.uri)
 	}
-	if r := call(t, "nbd", "info", "--tls-dir", dir, s.uri); r.code != 0 || !strings.Contains(r.stdout, ", encrypted") {
+	if r := call(t, "nbd", "info", "--tls-dir", dir, s.uri); r.Code != 0 || !strings.Contains(r.Stdout, ", encrypted") {
 		t.Errorf("with a certificate: got %+v, want the export", r)
 	}
-	tool(t, "nbdinfo", s.uri+"?tls-certificates="+dir)
+	clitest.Tool(t, "nbdinfo", s.uri+"?tls-certificates="+dir)
 	without := t.TempDir()
 	b, err := os.ReadFile(filepath.Join(dir, "ca-cert.pem"))
 	if err == nil {
@@ -205,7 +205,7 @@ func TestServeAsksForCertificates(t *testing.T) {
 		"without a certificate": {"--tls-dir", without, s.uri},
 		"without TLS":           {strings.Replace(s.uri, "nbds:", "nbd:", 1)},
 	} {
-		if r := call(t, append([]string{"nbd", "info"}, args...)...); r.code != 6 {
+		if r := call(t, append([]string{"nbd", "info"}, args...)...); r.Code != 6 {
 			t.Errorf("%s: got %+v, want exit code 6", name, r)
 		}
 	}
@@ -215,30 +215,22 @@ func TestSignals(t *testing.T) {
 	chain := newChain(t)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		s := serve(t, chain[2])
-		_ = s.cmd.Process.Signal(sig)
-		if err := s.cmd.Wait(); err != nil {
-			t.Errorf("a server, at %v: got %v, want it to end well", sig, err)
+		if r := s.Signal(sig); r.Code != 0 {
+			t.Errorf("a server, at %v: got %+v, want it to end well", sig, r)
 		}
-		s.ended = true
 	}
 }
 
 func TestAKilledServerLeavesNoFolderForLong(t *testing.T) {
 	chain := newChain(t)
-	dir, err := os.MkdirTemp("", "sd-") // a socket's path is at most 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	t.Setenv("XDG_RUNTIME_DIR", dir)
 	socket := func(s *server) string {
 		_, path, _ := strings.Cut(s.uri, "socket=")
 		return path
 	}
 	live, dead := serve(t, chain[0]), serve(t, chain[1])
-	_ = dead.cmd.Process.Kill()
-	_ = dead.cmd.Wait()
-	dead.ended = true
+	dead.kill()
 	next := serve(t, chain[2])
 	for _, s := range []*server{live, next} {
 		if _, err := os.Stat(socket(s)); err != nil || !strings.HasPrefix(socket(s), dir) {

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -16,16 +15,10 @@ import (
 	"github.com/sendense/sendense/internal/requires"
 )
 
-// otherPrograms builds the programs that make points for the one under test.
-var otherPrograms = sync.OnceValue(func() error { return clitest.Build(filepath.Dir(program)) })
-
 // site returns a site with four points of a disk of VM web1, two full and two on the
 // first of them, and copies of the disk as it was: then-0 to then-3.
 func site(t *testing.T, daemon bool) (s *clitest.Site, flags, points []string) {
 	t.Helper()
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	t.Parallel()
 	s = clitest.NewSite(t, filepath.Dir(program))
 	flags = s.Alone()

@@ -61,9 +61,6 @@ func TestWhatASessionWroteIsKept(t *testing.T) {
 
 func TestSessionsComeBackAndHaveALimit(t *testing.T) {
 	requires.Tool(t, "qemu-io", "nbdcopy")
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	s := clitest.NewSite(t, filepath.Dir(program))
 	if err := os.WriteFile(s.Path("disk.raw"), bytes.Repeat([]byte("sendense"), 1<<18), 0o600); err != nil {
 		t.Fatal(err)

@@ -24,9 +24,6 @@ type guestSite struct {
 // Before anything runs there, prepare is called.
 func newGuestSite(t *testing.T, prepare ...func(*guestSite)) *guestSite {
 	t.Helper()
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	g := &guestSite{Site: clitest.NewSite(t, filepath.Dir(program))}
 	for _, fn := range prepare {
 		fn(g)

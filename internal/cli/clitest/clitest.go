@@ -36,7 +36,7 @@ func Build(dir string) error {
 // Main builds the programs, tells use in which folder they are, runs the tests and
 // returns the exit code for TestMain.
 func Main(m *testing.M, use func(dir string)) int {
-	dir, err := os.MkdirTemp("", "sendense-test-")
+	dir, err := os.MkdirTemp("", "sd-") // the path of a socket below it is at most 107 bytes
 	if err == nil {
 		defer os.RemoveAll(dir)
 		err = Build(dir)
