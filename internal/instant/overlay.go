@@ -113,7 +113,7 @@ func (o *Overlay) recover(ctx context.Context) error {
 		return err
 	}
 	for _, file := range used {
-		if err := readSegment(file, o.boot, func(r record) error { return o.redo(ctx, r) }); err != nil {
+		if err := readSegment(file, o.boot, func(r record) error { return o.redo(ctx, r.anyway()) }); err != nil {
 			return fmt.Errorf("do again what %s says: %w", filepath.Base(file), err)
 		}
 	}
@@ -155,6 +155,15 @@ func (o *Overlay) redo(ctx context.Context, r record) error {
 	default:
 		return o.w.Trim(ctx, r.off, r.n)
 	}
+}
+
+// anyway returns the record as it is done again: over what came later it may not be
+// as fast as it was.
+func (r record) anyway() record {
+	if r.op == opZero {
+		r.flags &^= byte(block.FastOnly)
+	}
+	return r
 }
 
 // Size returns the virtual size in bytes.
@@ -227,6 +236,7 @@ func (o *Overlay) logged(ctx context.Context, r record) (long bool, err error) {
 	if err := o.redo(ctx, r); err != nil {
 		return false, err
 	}
+	r = r.anyway()
 	err = o.log.add(r.op, r.flags, r.off, r.n, r.data)
 	return o.log.length() > maxRedo, err
 }

@@ -272,3 +272,43 @@ func TestOverlayIsADevice(t *testing.T) {
 		return blocktest.Subject{Device: o, Content: content}
 	})
 }
+
+// What was done quickly then may not be so quick over what came later.
+func TestALogIsDoneAgainOverWhatCameLater(t *testing.T) {
+	content := noise(2, mib)
+	c := below(t, content)
+	path := filepath.Join(t.TempDir(), "disk-0.qcow2")
+	if err := instant.CreateOverlay(path, c.Size(), 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	o := overlay(t, path, c, nil)
+	if err := o.WriteZeroes(t.Context(), 0, mib/2, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o = overlay(t, path, c, nil)
+	if err := o.WriteZeroes(t.Context(), 0, 4096, block.FastOnly); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.WriteAt(t.Context(), noise(3, 4096), 8192); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(path + ".redo-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".redo-1", log, 0o600); err != nil { // as if it was killed before that was retired
+		t.Fatal(err)
+	}
+	o = overlay(t, path, c, nil)
+	defer o.Close()
+	want := bytes.Clone(content)
+	clear(want[:mib/2])
+	copy(want[8192:], noise(3, 4096))
+	wantContent(t, o, want)
+}
