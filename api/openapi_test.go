@@ -80,7 +80,7 @@ var types = map[string]any{
 	"DiskResult": capture.DiskResult{}, "AbortRequest": api.AbortRequest{}, "Code": appliance.Code(""),
 	"SessionSpec": appliance.SessionSpec{}, "MachineSpec": appliance.MachineSpec{}, "Session": appliance.Session{},
 	"SessionDisk": appliance.SessionDisk{}, "SessionMachine": appliance.SessionMachine{}, "SessionState": appliance.SessionState(""),
-	"SessionEnd": api.SessionEnd{}, "SessionResume": api.SessionResume{}, "SessionMigration": appliance.SessionMigration{},
+	"SessionEnd": api.SessionEnd{}, "SessionStart": appliance.SessionStart{}, "SessionResume": api.SessionResume{}, "SessionMigration": appliance.SessionMigration{},
 	"MigrateRequest": appliance.MigrateRequest{}, "MigrateResult": appliance.MigrateResult{}, "CheckRequest": appliance.CheckRequest{}, "BootCheck": appliance.BootCheck{},
 	"Guest": instant.Guest{}, "GuestFileSystem": instant.GuestFileSystem{},
 	"Contents": appliance.Contents{}, "OS": guestfs.OS{}, "Volume": guestfs.Volume{}, "File": appliance.File{},

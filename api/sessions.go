@@ -10,7 +10,7 @@ import (
 type SessionEnd struct {
 	// Force stops the session's machine at once, as if its plug were pulled, where
 	// it would have to be shut down; and discards a session also if its hypervisor
-	// does not answer.
+	// does not answer, or disks of it are elsewhere, which stay there.
 	Force bool `json:"force,omitempty"`
 }
 
@@ -43,11 +43,11 @@ func (s *server) boot(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) startSession(w http.ResponseWriter, r *http.Request) error {
-	var spec appliance.MachineSpec
-	if err := decode(r, &spec); err != nil {
+	var start appliance.SessionStart
+	if err := decode(r, &start); err != nil {
 		return err
 	}
-	x, err := s.a.StartSession(r.Context(), variable(r, "id"), spec)
+	x, err := s.a.StartSession(r.Context(), variable(r, "id"), start)
 	if err != nil {
 		return err
 	}

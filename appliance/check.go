@@ -140,7 +140,9 @@ func (c *check) boot(ctx context.Context, timeout time.Duration) (boot instant.B
 				c.result.Written += d.FileBytes
 			}
 		}
-		err = errors.Join(err, a.discard(context.WithoutCancel(ctx), s, true))
+		if left := a.abandon(ctx, s); left != nil {
+			c.result.Notes = append(c.result.Notes, sentence("its machine is not stopped yet: "+left.Error()))
+		}
 	}()
 	c.result.DisksReady = c.since()
 	if err := a.startMachine(ctx, s, MachineSpec{Connect: c.request.Connect}, point); err != nil {

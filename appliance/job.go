@@ -272,6 +272,14 @@ func (r *running) setPoint(point string) error {
 	return r.jobs.journal.PutJob(r.job)
 }
 
+// warn adds what there is to know besides the result.
+func (r *running) warn(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.job.Warning = sentence(text)
+	r.notify()
+}
+
 // notify wakes who watches. The caller holds r.mu.
 func (r *running) notify() {
 	if r.changed != nil {

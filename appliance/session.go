@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,8 @@ type SessionSpec struct {
 	VM    string `json:"vm"`    // name or UUID
 	Point string `json:"point"` // as in Appliance.Point
 	// QuotaBytes bounds the files of the session, give or take what is being
-	// written: then writes fail for want of room, and the machine pauses. 0: none.
+	// written and a log of that: then writes fail for want of room, and the machine
+	// pauses. 0: none.
 	QuotaBytes int64 `json:"quota_bytes,omitempty"`
 	// Machine is started on the disks; nil: they are served, and that is all.
 	Machine *MachineSpec `json:"machine,omitempty"`
@@ -50,7 +52,8 @@ const (
 	SessionFull    SessionState = "quota reached" // writes fail until it is raised; the machine pauses
 	SessionNoSpace SessionState = "no space"      // writes fail until there is room; the machine pauses
 	SessionKeeping SessionState = "being kept"    // what it wrote becomes a point
-	SessionMoving  SessionState = "migrating"     // its disks move to files, while its machine runs
+	SessionMoving  SessionState = "migrating"     // its disks move elsewhere, while its machine runs
+	SessionUnknown SessionState = "unknown"       // its hypervisor has not answered yet
 	SessionStored  SessionState = "not served"    // its control plane does not run
 	SessionBroken  SessionState = "broken"        // it cannot be served; Problem says why
 )
@@ -71,7 +74,8 @@ type Session struct {
 	Machine    *SessionMachine `json:"machine,omitempty"`
 	// Notes are sentences on what of the machine could not be carried over.
 	Notes []string `json:"notes,omitempty"`
-	// Passing says that it is part of a check, and ends with that.
+	// Passing says that it is part of a check and ends with that, or that it ends as
+	// soon as its machine can be stopped.
 	Passing bool `json:"passing,omitempty"`
 	// Migration is one that has begun and did not end yet.
 	Migration *SessionMigration `json:"migration,omitempty"`
@@ -115,13 +119,16 @@ type session struct {
 	busy sync.Mutex // held while the session is changed: started, kept, discarded
 
 	watching sync.WaitGroup
-	unwatch  context.CancelFunc // nil unless its machine is watched; guarded by busy
 
-	mu      sync.Mutex // guards the fields below
-	doc     Session    // as it is recorded
-	problem error
-	work    SessionState // SessionKeeping, SessionMoving or ""
-	machine instant.State
+	mu        sync.Mutex         // guards the fields below
+	doc       Session            // as it is recorded; changed by who holds busy, too
+	unwatch   context.CancelFunc // nil unless it is watched; changed by who holds busy, too
+	problem   error              // why its disks are not served
+	unsettled error              // why nobody knows where its disks are
+	unasked   error              // why the hypervisor did not tell how its machine is
+	ending    bool               // it ends as soon as its machine can be stopped
+	work      SessionState       // SessionKeeping, SessionMoving or ""
+	machine   instant.State      // "": not known
 }
 
 // pin is a point that is not to be deleted, or is being.
@@ -143,31 +150,72 @@ func (s *session) view() Session {
 			x.Disks[i].Clients = s.server.Connections(diskExport(x.Disks[i].Index))
 		}
 	}
+	x.State, x.Problem = s.state()
+	return x
+}
+
+// state tells how the session is, and what is wrong with it: a sentence. The caller
+// holds s.mu.
+func (s *session) state() (state SessionState, problem string) {
 	failed := s.failed.recent()
 	switch {
+	case noRoom(s.problem), s.problem == nil && s.work == "" && !s.full.Load() && noRoom(failed):
+		return SessionNoSpace, sentence(fmt.Sprintf("there is no space left for what the session writes, in %s; free some, and it goes on by itself", filepath.Dir(s.doc.Disks[0].File)))
 	case s.problem != nil:
-		x.State, x.Problem = SessionBroken, sentence(s.problem.Error())
+		return SessionBroken, sentence(s.problem.Error())
 	case s.work != "":
-		x.State = s.work
+		return s.work, ""
+	case s.unsettled != nil:
+		return SessionBroken, sentence(s.unsettled.Error())
+	case s.ending:
+		return SessionUnknown, sentence(fmt.Sprintf("it ends as soon as its machine can be stopped: %v", cmp.Or(s.unasked, errNotYet)))
 	case s.full.Load():
-		x.State = SessionFull
-		x.Problem = fmt.Sprintf("The quota of %d bytes is reached. Go on with more: sendense-control session resume %s --quota BYTES", x.QuotaBytes, x.ID)
-	case errors.Is(failed, syscall.ENOSPC), errors.Is(failed, syscall.EDQUOT):
-		x.State = SessionNoSpace
-		x.Problem = sentence(fmt.Sprintf("there is no space left for what the session writes, in %s; free some, and it goes on by itself", filepath.Dir(x.Disks[0].File)))
-	case x.Machine == nil:
-		x.State = SessionServed
+		return SessionFull, fmt.Sprintf("The quota of %d bytes is reached. Go on with more: sendense-control session resume %s --quota BYTES", s.doc.QuotaBytes, s.doc.ID)
+	case s.doc.Machine == nil:
+		return SessionServed, ""
+	case s.machine == "", s.doc.Migration != nil:
+		return SessionUnknown, sentence(cmp.Or(s.unasked, errNotYet).Error())
 	case s.machine == instant.Running:
-		x.State = SessionRunning
+		return SessionRunning, ""
 	case s.machine == instant.Stopped:
-		x.State = SessionStopped
-	default:
-		x.State = SessionPaused
-		if failed != nil && s.machine == instant.Failing {
-			x.Problem = sentence("a request to a disk failed, and is tried again: " + failed.Error())
-		}
+		return SessionStopped, ""
+	case s.machine == instant.Failing && failed != nil:
+		return SessionPaused, sentence("a request to a disk failed, and is tried again: " + failed.Error())
+	case s.machine == instant.Failing:
+		return SessionPaused, sentence("a request to a disk failed, and is tried again; the hypervisor's log may tell more")
 	}
-	return x
+	return SessionPaused, ""
+}
+
+var errNotYet = errors.New("its hypervisor has not answered yet")
+
+// noRoom reports whether an error is for want of space.
+func noRoom(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// setProblem says why the session's disks are not served; nil: they are.
+func (s *session) setProblem(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.problem = why
+}
+
+// setUnsettled says why nobody knows where the session's disks are; nil: that is
+// known.
+func (s *session) setUnsettled(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsettled = why
+}
+
+// saw notes how the machine was seen, or why it was not.
+func (s *session) saw(state instant.State, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unasked = err; err == nil {
+		s.machine = state
+	}
 }
 
 func diskExport(index int) string { return fmt.Sprintf("disk-%d", index) }
@@ -257,6 +305,10 @@ func (a *Appliance) pinned(ctx context.Context, p pin, name string) error {
 		return fmt.Errorf("find out whether a session uses the point: %w", err)
 	}
 	for _, s := range sessions {
+		if s.VM == "" {
+			return &Error{Code: CodeBusy, Msg: fmt.Sprintf("The record of session %s cannot be read: it may run from any point.", s.ID),
+				Hint: "Put the record right and start the control plane again, or give the session up, with: sendense-control session discard " + s.ID + " --force"}
+		}
 		if s.VM == p.vm && s.Point == p.point {
 			return &Error{Code: CodeBusy, Msg: fmt.Sprintf("Session %s runs from point %s of VM %s.", s.ID, p.point, name),
 				Hint: fmt.Sprintf("Keep or discard it first, with: sendense-control session keep %s, or: session discard %s", s.ID, s.ID)}
@@ -321,6 +373,13 @@ func (a *Appliance) closeSessions() error {
 	}
 	a.mu.Unlock()
 	var errs []error
+	for _, s := range all { // first: one may be at a hypervisor that does not answer
+		s.mu.Lock()
+		if s.unwatch != nil {
+			s.unwatch()
+		}
+		s.mu.Unlock()
+	}
 	for _, s := range all {
 		s.busy.Lock()
 		s.endWatch()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -30,9 +31,10 @@ func (a *Appliance) Boot(ctx context.Context, spec SessionSpec) (Session, error)
 	defer s.busy.Unlock()
 	if spec.Machine != nil {
 		if err := a.startMachine(ctx, s, *spec.Machine, point); err != nil {
-			return Session{}, errors.Join(err, a.discard(context.WithoutCancel(ctx), s, true))
+			return Session{}, errors.Join(err, a.abandon(ctx, s))
 		}
 	}
+	a.beginWatch(s)
 	return s.view(), nil
 }
 
@@ -169,10 +171,26 @@ func (a *Appliance) serve(ctx context.Context, s *session) error {
 	return nil
 }
 
-// told is an overlay whose failures to write are remembered.
+// told is an overlay whose failures are remembered.
 type told struct {
 	*instant.Overlay
 	f *failures
+}
+
+// ReadAt implements block.Device.
+func (d told) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return d.f.tell(d.Overlay.ReadAt(ctx, p, off))
+}
+
+// Locate implements block.Locator.
+func (d told) Locate(ctx context.Context, dst []block.Location, off, n int64) ([]block.Location, error) {
+	found, err := d.Overlay.Locate(ctx, dst, off, n)
+	return found, d.f.tell(err)
+}
+
+// Trim implements block.Trimmer.
+func (d told) Trim(ctx context.Context, off, n int64) error {
+	return d.f.tell(d.Overlay.Trim(ctx, off, n))
 }
 
 // WriteAt implements block.Writer.
@@ -204,7 +222,9 @@ type failure struct {
 }
 
 func (f *failures) tell(err error) error {
-	if err != nil {
+	// What a client asks for beyond the disk, or as fast as it cannot be, is no failure
+	// of it; nor is that a client is gone.
+	if err != nil && !errors.Is(err, block.ErrOutOfRange) && !errors.Is(err, block.ErrNotFast) && !errors.Is(err, context.Canceled) {
 		f.last.Store(&failure{err, f.now()})
 	}
 	return err
@@ -261,7 +281,8 @@ func (s *session) close() error {
 }
 
 // restoreSessions serves the sessions of an earlier process again, and clears away
-// what was left of one that had not begun or was discarded.
+// what was left of one that had not begun or was discarded. What takes a hypervisor
+// is left to the sessions' watchers: none is to wait for one that does not answer.
 func (a *Appliance) restoreSessions(ctx context.Context) {
 	if a.opts.SessionDir == "" {
 		return
@@ -269,27 +290,40 @@ func (a *Appliance) restoreSessions(ctx context.Context) {
 	docs, err := a.opts.Journal.Sessions()
 	if err != nil {
 		a.log.Error("sessions could not all be read; their files stay", "err", err)
+		a.adoptUnread(docs, err)
 	} else {
 		a.sweepSessions(docs)
 	}
 	for _, doc := range docs {
-		s := &session{pin: pin{doc.VM, doc.Point}, doc: doc, failed: failures{now: a.opts.Now}}
+		s := &session{pin: pin{doc.VM, doc.Point}, doc: doc, ending: doc.Passing, failed: failures{now: a.opts.Now}}
 		a.mu.Lock()
 		a.sessions[doc.ID] = s
 		a.mu.Unlock()
 		s.busy.Lock()
-		if err := errors.Join(a.reopen(ctx, s), a.settleAfterCrash(ctx, s)); err != nil {
-			s.breakWith(err)
+		if err := a.reopen(ctx, s); err != nil {
+			s.setProblem(err)
 			a.log.Error("session cannot be served", "session", doc.ID, "vm", doc.Name, "point", doc.Point, "err", err)
 		}
-		if doc.Passing { // what it was for has died
-			if err := a.discard(ctx, s, true); err != nil {
-				a.log.Warn("session of a process that died did not end", "session", doc.ID, "err", err)
-			}
-		} else {
-			a.beginWatch(s)
-		}
+		a.beginWatch(s)
 		s.busy.Unlock()
+	}
+}
+
+// adoptUnread takes sessions in whose records cannot be read: as long as there are
+// any nobody knows which points are needed.
+func (a *Appliance) adoptUnread(read []Session, why error) {
+	entries, err := os.ReadDir(a.opts.SessionDir)
+	if err != nil {
+		a.log.Warn("folder of sessions cannot be read", "err", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range entries {
+		id := e.Name()
+		if !e.IsDir() || slices.ContainsFunc(read, func(s Session) bool { return s.ID == id }) {
+			continue
+		}
+		a.sessions[id] = &session{doc: Session{ID: id, Disks: []SessionDisk{}}, problem: fmt.Errorf("its record cannot be read: %w", why), failed: failures{now: a.opts.Now}}
 	}
 }
 
@@ -302,17 +336,7 @@ func (a *Appliance) reopen(ctx context.Context, s *session) error {
 	if err != nil {
 		return errors.Join(err, s.close())
 	}
-	if m := s.doc.Machine; m != nil {
-		return a.openSocket(ctx, s.doc.Socket, m.Connect)
-	}
 	return nil
-}
-
-// breakWith records why the session cannot be served; nil: it can.
-func (s *session) breakWith(why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.problem = why
 }
 
 // sweepSessions removes folders of sessions that there are no records of.

@@ -35,9 +35,7 @@ func (a *Appliance) wantStopped(ctx context.Context, s *session) error {
 	if err != nil {
 		return hypervisorError(err)
 	}
-	s.mu.Lock()
-	s.machine = state
-	s.mu.Unlock()
+	s.saw(state, nil)
 	if state == instant.Stopped {
 		return nil
 	}
@@ -59,14 +57,13 @@ func (s *session) stopMachine(ctx context.Context) error {
 	if err := h.Destroy(ctx, m.UUID); err != nil {
 		return hypervisorError(err)
 	}
-	s.mu.Lock()
-	s.machine = instant.Stopped
-	s.mu.Unlock()
+	s.saw(instant.Stopped, nil)
 	return nil
 }
 
 // Discard ends a session and throws away what was written in it. Its machine is
-// stopped at once. force does so even if the hypervisor does not answer.
+// stopped at once. force does so even if the hypervisor does not answer, and if
+// disks are elsewhere, or may be: those stay.
 func (a *Appliance) Discard(ctx context.Context, id string, force bool) error {
 	s, err := a.changeable(id)
 	if err != nil {
@@ -79,10 +76,10 @@ func (a *Appliance) Discard(ctx context.Context, id string, force bool) error {
 // discard is Discard with s.busy held. Once the record is gone, so is the session:
 // a later start clears away what is left.
 func (a *Appliance) discard(ctx context.Context, s *session, force bool) error {
-	if s.moved() {
+	if s.moved() && s.doc.Migration == nil {
 		return a.end(s)
 	}
-	if err := s.wantUnmoved(); err != nil && !force {
+	if err := errors.Join(s.wantRead(), s.wantSettled(), s.wantUnmoved()); err != nil && !force {
 		return err
 	}
 	s.endWatch()
@@ -91,7 +88,7 @@ func (a *Appliance) discard(ctx context.Context, s *session, force bool) error {
 			a.beginWatch(s)
 			return err
 		}
-		a.log.Warn("machine of a discarded session may still run", "session", s.doc.ID, "err", err)
+		a.log.Warn("machine of session was not stopped", "session", s.doc.ID, "err", err)
 	}
 	return a.end(s)
 }
@@ -99,16 +96,36 @@ func (a *Appliance) discard(ctx context.Context, s *session, force bool) error {
 // end ends a session whose disks nobody needs any more. The caller holds s.busy.
 func (a *Appliance) end(s *session) error {
 	s.endWatch()
-	if err := a.opts.Journal.DeleteSession(s.doc.ID); err != nil {
+	err := a.conclude(s)
+	if err != nil {
 		a.beginWatch(s)
+	}
+	return err
+}
+
+// conclude is end for who has ended the watch, or is it.
+func (a *Appliance) conclude(s *session) error {
+	if err := a.opts.Journal.DeleteSession(s.doc.ID); err != nil {
 		return err
 	}
 	if err := s.close(); err != nil {
 		a.log.Warn("session did not close", "session", s.doc.ID, "err", err)
 	}
 	a.forget(s)
-	a.log.Info("session ended", "session", s.doc.ID)
-	return os.RemoveAll(a.sessionDir(s.doc.ID))
+	a.log.Info("session ended", "session", s.doc.ID, "elsewhere", s.copies())
+	if err := os.RemoveAll(a.sessionDir(s.doc.ID)); err != nil { // the next start does
+		a.log.Warn("what is left of a session cannot be removed", "session", s.doc.ID, "err", err)
+	}
+	return nil
+}
+
+// wantRead returns an error if the session's record cannot be read.
+func (s *session) wantRead() error {
+	if s.doc.VM != "" {
+		return nil
+	}
+	return &Error{Code: CodeInvalid, Msg: fmt.Sprintf("The record of session %s cannot be read: nobody knows whether its machine runs.", s.doc.ID),
+		Hint: "Put the record right and start the control plane again; or stop the machine, if there is one, and add --force."}
 }
 
 // Keep starts a job that makes what a session wrote a new point of its VM, and
@@ -128,29 +145,28 @@ func (a *Appliance) Keep(ctx context.Context, id string, force bool) (Job, error
 
 // startKeep is Keep with s.busy held, which the job gives up.
 func (a *Appliance) startKeep(ctx context.Context, s *session, force bool) (Job, error) {
-	if err := s.wantUnmoved(); err != nil {
+	if err := errors.Join(s.wantServed(), s.wantSettled(), s.wantUnmoved()); err != nil {
 		return Job{}, err
 	}
-	stopped := func() error { return a.wantStopped(ctx, s) }
-	if force {
-		stopped = func() error { return s.stopMachine(ctx) }
-	}
-	if err := stopped(); err != nil {
-		return Job{}, err
-	}
-	if s.problem != nil {
-		return Job{}, &Error{Code: CodeInvalid, Err: s.problem, Msg: fmt.Sprintf("Session %s is broken: %v.", s.doc.ID, s.problem),
-			Hint: "Put right what it tells, and start the control plane again."}
+	if !force {
+		if err := a.wantStopped(ctx, s); err != nil {
+			return Job{}, err
+		}
 	}
 	return a.start("keep", s.doc.Name, "", func(ctx context.Context, job *running) (any, error) {
 		defer s.busy.Unlock()
 		s.setWork(SessionKeeping)
-		point, err := a.keep(ctx, s, job)
+		defer s.setWork("")
+		point, err := a.keep(ctx, s, job, force)
 		if err != nil {
-			s.setWork("")
 			return nil, userError(err)
 		}
-		return BackupResult{Point: point}, a.discard(context.WithoutCancel(ctx), s, true)
+		if err := a.conclude(s); err != nil {
+			s.setProblem(fmt.Errorf("it was kept as point %s, but could not be ended: %w", point.ID, err))
+			a.beginWatch(s)
+			job.warn(fmt.Sprintf("session %s could not be ended: %v; discard it", s.doc.ID, err))
+		}
+		return BackupResult{Point: point}, nil
 	})
 }
 
@@ -161,19 +177,22 @@ func (s *session) setWork(state SessionState) {
 	s.work = state
 }
 
-// wantUnmoved returns an error if disks of the session are in files already, where
+// wantUnmoved returns an error if disks of the session are elsewhere already, where
 // a migration stopped half-way.
 func (s *session) wantUnmoved() error {
 	for _, d := range s.doc.Disks {
 		if d.Moved != "" {
-			return &Error{Code: CodeInvalid, Msg: fmt.Sprintf("Disk %s of session %s is in %s already.", d.Key, s.doc.ID, d.Moved),
-				Hint: "Bring the migration to its end, with: sendense-control session migrate " + s.doc.ID}
+			hint := fmt.Sprintf("Bring the migration to its end, with: sendense-control session migrate %s --to PLACE", s.doc.ID)
+			if s.view().State == SessionStopped {
+				hint = fmt.Sprintf("Its machine has ended. To go on from what the session had of that disk: sendense-control session start %s --from-session", s.doc.ID)
+			}
+			return &Error{Code: CodeInvalid, Msg: fmt.Sprintf("Disk %s of session %s is in %s already.", d.Key, s.doc.ID, d.Moved), Hint: hint}
 		}
 	}
 	return nil
 }
 
-// moved reports whether all disks of the session are in files: its machine needs it
+// moved reports whether all disks of the session are elsewhere: its machine needs it
 // no more.
 func (s *session) moved() bool {
 	for _, d := range s.doc.Disks {
@@ -181,21 +200,13 @@ func (s *session) moved() bool {
 			return false
 		}
 	}
-	return true
+	return len(s.doc.Disks) > 0
 }
 
-// keep makes the point. Clients lose the disks: nothing is to change meanwhile.
-func (a *Appliance) keep(ctx context.Context, s *session, job *running) (_ Point, err error) {
-	s.endWatch()
-	if err := s.close(); err != nil {
-		return Point{}, err
-	}
-	defer func() {
-		if err != nil {
-			s.breakWith(a.reopen(context.WithoutCancel(ctx), s))
-			a.beginWatch(s)
-		}
-	}()
+// keep makes the point, and leaves the session without a watch if it did. Clients
+// lose the disks: nothing is to change meanwhile. Before that, and before a machine
+// is stopped for it, all is tried that may be refused.
+func (a *Appliance) keep(ctx context.Context, s *session, job *running, force bool) (_ Point, err error) {
 	_, from, err := a.Point(ctx, s.doc.VM, s.doc.Point)
 	if err != nil {
 		return Point{}, err
@@ -204,8 +215,27 @@ func (a *Appliance) keep(ctx context.Context, s *session, job *running) (_ Point
 	if err != nil {
 		return Point{}, err
 	}
-	defer func() { err = errors.Join(err, draft.Abort(context.WithoutCancel(ctx))) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, draft.Abort(context.WithoutCancel(ctx)))
+		}
+	}()
 	if err := job.setPoint(string(draft.Point())); err != nil {
+		return Point{}, err
+	}
+	if force {
+		if err := s.stopMachine(ctx); err != nil {
+			return Point{}, err
+		}
+	}
+	s.endWatch()
+	defer func() {
+		if err != nil {
+			s.setProblem(a.reopen(context.WithoutCancel(ctx), s))
+			a.beginWatch(s)
+		}
+	}()
+	if err := s.close(); err != nil {
 		return Point{}, err
 	}
 	info := repository.PointInfo{Job: job.job.ID, Source: "session", Config: from.Config}

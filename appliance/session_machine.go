@@ -14,40 +14,70 @@ import (
 	"github.com/sendense/sendense/internal/instant"
 )
 
-// How often a session's machine is looked at. Where that is in vain, or it pauses
-// again at once, it is left alone longer and longer.
-const (
-	lookEvery  = 250 * time.Millisecond
-	lookAtMost = 2 * time.Second
-)
+// SessionStart says how the machine of a session starts again.
+type SessionStart struct {
+	MachineSpec
+	// FromSession starts it although disks of the session are elsewhere, or may be,
+	// where a migration stopped half-way: it goes on from what the session has, and
+	// the copies stay where they are.
+	FromSession bool `json:"from_session,omitempty"`
+}
 
 // StartSession starts the machine of a session again, or another in its place,
 // once it has ended.
-func (a *Appliance) StartSession(ctx context.Context, id string, spec MachineSpec) (Session, error) {
+func (a *Appliance) StartSession(ctx context.Context, id string, r SessionStart) (Session, error) {
 	s, err := a.changeable(id)
 	if err != nil {
 		return Session{}, err
 	}
 	defer s.busy.Unlock()
-	if s.problem != nil {
-		return Session{}, &Error{Code: CodeInvalid, Err: s.problem, Msg: fmt.Sprintf("Session %s is broken: %v.", id, s.problem),
-			Hint: "Put right what it tells, and start the control plane again; or discard the session."}
+	if err := s.wantServed(); err != nil {
+		return Session{}, err
 	}
-	if err := errors.Join(s.wantUnmoved(), a.wantStopped(ctx, s)); err != nil {
+	if !r.FromSession {
+		err = errors.Join(s.wantSettled(), s.wantUnmoved())
+	}
+	if err := errors.Join(err, a.wantStopped(ctx, s)); err != nil {
 		return Session{}, err
 	}
 	_, point, err := a.Point(ctx, s.doc.VM, s.doc.Point)
 	if err != nil {
 		return Session{}, err
 	}
+	var copies []string
+	if r.FromSession {
+		if copies, err = a.giveUpCopies(s); err != nil {
+			return Session{}, err
+		}
+	}
+	spec := r.MachineSpec
 	if m := s.doc.Machine; m != nil && spec == (MachineSpec{}) {
 		spec = m.MachineSpec
 	}
 	s.endWatch()
+	defer a.beginWatch(s)
 	if err := a.startMachine(ctx, s, spec, point); err != nil {
 		return Session{}, err
 	}
-	return s.view(), nil
+	x := s.view()
+	for _, path := range copies {
+		x.Notes = append(x.Notes, fmt.Sprintf("%s is needed no more by the session, and is still there.", path))
+	}
+	return x, nil
+}
+
+// wantServed returns an error if the session's disks are not served.
+func (s *session) wantServed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.problem != nil:
+		return &Error{Code: CodeInvalid, Err: s.problem, Msg: fmt.Sprintf("Session %s is broken: %v.", s.doc.ID, s.problem),
+			Hint: "Put right what it tells, and start the control plane again; or discard the session."}
+	case s.ending:
+		return &Error{Code: CodeBusy, Msg: fmt.Sprintf("Session %s ends as soon as its machine can be stopped.", s.doc.ID), Hint: "Boot the point again."}
+	}
+	return nil
 }
 
 // ResumeSession has the machine of a session go on after it paused, with another
@@ -137,15 +167,42 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 	}
 	// First the record: whatever happens now, the machine is known.
 	s.mu.Lock()
-	s.doc.Machine = &SessionMachine{MachineSpec: spec, UUID: m.UUID}
+	before, machine := s.doc, s.machine
+	s.doc.Machine, s.doc.Notes = &SessionMachine{MachineSpec: spec, UUID: m.UUID}, nil
 	s.machine = instant.Stopped
+	doc := s.doc
 	s.mu.Unlock()
-	if err := a.opts.Journal.PutSession(s.doc); err != nil {
+	if err := a.opts.Journal.PutSession(doc); err != nil {
+		s.restore(before, machine)
 		return err
 	}
+	a.beginWatch(s)
+	if err := a.launch(ctx, h, s, m); err != nil {
+		if !errors.Is(err, instant.ErrUnreachable) { // else it may run all the same
+			s.endWatch()
+			s.restore(before, machine)
+			if err := a.opts.Journal.PutSession(before); err != nil {
+				a.log.Warn("machine that did not start stays recorded", "session", s.doc.ID, "err", err)
+			}
+		}
+		return hypervisorError(err)
+	}
+	a.log.Info("machine of session started", "session", s.doc.ID, "machine", spec.Name)
+	return nil
+}
+
+// restore takes back what was changed of the session's machine.
+func (s *session) restore(before Session, machine instant.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.doc, s.machine = before, machine
+}
+
+// launch starts a machine that is recorded, and records what is known of it then.
+func (a *Appliance) launch(ctx context.Context, h *instant.Hypervisor, s *session, m *instant.Machine) error {
 	accelerated, notes, err := h.Start(ctx, m)
 	if err != nil {
-		return hypervisorError(err)
+		return err
 	}
 	consoles, err := h.Consoles(ctx, m.UUID)
 	if err != nil {
@@ -153,11 +210,15 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 	}
 	s.mu.Lock()
 	s.machine = instant.Running
-	s.doc.Machine.Consoles, s.doc.Machine.Accelerated, s.doc.Notes = consoles, accelerated, notes
+	running := *s.doc.Machine // which others may be looking at
+	running.Consoles, running.Accelerated = consoles, accelerated
+	s.doc.Machine, s.doc.Notes = &running, notes
+	doc := s.doc
 	s.mu.Unlock()
-	a.beginWatch(s)
-	a.log.Info("machine of session started", "session", s.doc.ID, "machine", spec.Name)
-	return a.opts.Journal.PutSession(s.doc)
+	if err := a.opts.Journal.PutSession(doc); err != nil {
+		a.log.Warn("consoles of machine are not recorded", "session", s.doc.ID, "err", err)
+	}
+	return nil
 }
 
 func hypervisorError(err error) error {
@@ -173,17 +234,6 @@ func hypervisorError(err error) error {
 	}
 	return &Error{Code: CodeInternal, Err: err, Msg: sentence(err.Error()),
 		Hint: "See libvirt's log. With --disks-only the disks are served, for a machine of your own making."}
-}
-
-// openSocket lets a hypervisor's machines use a socket, as far as it answers.
-func (a *Appliance) openSocket(ctx context.Context, socket, uri string) error {
-	h, err := instant.Dial(ctx, uri)
-	if err != nil {
-		a.log.Warn("hypervisor does not answer", "connect", uri, "err", err)
-		return nil
-	}
-	defer h.Close()
-	return a.lendSocket(ctx, h, socket)
 }
 
 // lendSocket makes a socket belong to the user that machines run as.
@@ -216,84 +266,9 @@ func (s *session) look(ctx context.Context) {
 	defer cancel()
 	h, err := instant.Dial(ctx, m.Connect)
 	if err != nil {
-		return // it stays what it was
-	}
-	defer h.Close()
-	if state, err := h.State(ctx, m.UUID); err == nil {
-		s.mu.Lock()
-		s.machine = state
-		s.mu.Unlock()
-	}
-}
-
-// beginWatch has the session's machine go on whenever it paused because its disks
-// were not there for a while. The caller holds s.busy.
-func (a *Appliance) beginWatch(s *session) {
-	m := s.doc.Machine
-	if m == nil || s.unwatch != nil {
+		s.saw("", err)
 		return
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s.unwatch = cancel
-	s.watching.Go(func() { a.watchMachine(ctx, s, *m) })
-}
-
-// endWatch waits until nobody looks at the machine any more. The caller holds
-// s.busy.
-func (s *session) endWatch() {
-	if s.unwatch != nil {
-		s.unwatch()
-		s.watching.Wait()
-		s.unwatch = nil
-	}
-}
-
-func (a *Appliance) watchMachine(ctx context.Context, s *session, m SessionMachine) {
-	var h *instant.Hypervisor
-	defer func() {
-		if h != nil {
-			h.Close()
-		}
-	}()
-	wait := lookEvery
-	for ctx.Err() == nil {
-		state, err := lookAt(ctx, &h, m)
-		if err == nil {
-			s.mu.Lock()
-			s.machine = state
-			s.mu.Unlock()
-		}
-		switch {
-		case err != nil:
-			wait = min(2*wait, lookAtMost)
-		case state == instant.Failing && !s.full.Load():
-			if err := h.Resume(ctx, m.UUID); err == nil {
-				a.log.Info("machine goes on after an error of its disks", "session", s.doc.ID, "err", s.failed.recent())
-			}
-			wait = min(2*wait, lookAtMost)
-		default:
-			wait = lookEvery
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
-	}
-}
-
-// lookAt asks how a machine is, over a connection that it makes if need be.
-func lookAt(ctx context.Context, h **instant.Hypervisor, m SessionMachine) (instant.State, error) {
-	if *h == nil {
-		fresh, err := instant.Dial(ctx, m.Connect)
-		if err != nil {
-			return "", err
-		}
-		*h = fresh
-	}
-	state, err := (*h).State(ctx, m.UUID)
-	if err != nil {
-		(*h).Close()
-		*h = nil
-	}
-	return state, err
+	defer h.Close()
+	s.saw(h.State(ctx, m.UUID))
 }

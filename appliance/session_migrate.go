@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/sendense/sendense/internal/instant"
@@ -83,6 +82,9 @@ func (s *session) wantMovable(ctx context.Context, r MigrateRequest) error {
 	if r.Limit < 0 {
 		return &Error{Code: CodeInvalid, Msg: "The limit is negative.", Hint: "Give bytes in a second, or 0 for none."}
 	}
+	if err := errors.Join(s.wantServed(), s.wantSettled()); err != nil {
+		return err
+	}
 	if s.doc.Machine == nil {
 		return &Error{Code: CodeInvalid, Msg: fmt.Sprintf("Session %s has no machine.", s.doc.ID),
 			Hint: "Start one with: sendense-control session start " + s.doc.ID + "; or keep the session and restore the point."}
@@ -122,11 +124,12 @@ func (m *migration) run(ctx context.Context) (result any, err error) {
 		err = m.switchAll(done)
 	}
 	if err != nil {
-		return nil, errors.Join(migrateError(err), m.a.settleMigration(done, m.h, m.s))
+		return nil, m.giveUp(done, err)
 	}
 	if err := m.h.Keep(done, m.uuid()); err != nil {
-		return nil, &Error{Code: CodeInternal, Err: err, Msg: fmt.Sprintf("Machine %s runs from its new disks, but libvirt does not keep its description: %v.",
-			m.s.doc.Machine.Name, err), Hint: "Run session migrate again, or keep it by hand with: virsh dumpxml --inactive, and: virsh define."}
+		m.s.setUnsettled(notKept(err))
+		return nil, remains{&Error{Code: CodeInternal, Err: err, Msg: fmt.Sprintf("Machine %s runs from its new disks, but libvirt does not keep its description: %v.",
+			m.s.doc.Machine.Name, err), Hint: "That is tried again and again: sendense-control session show " + m.s.doc.ID}}
 	}
 	r := MigrateResult{Machine: m.s.doc.Machine.Name, UUID: m.uuid(), Disks: map[string]string{}, Notes: m.to.notes}
 	for _, d := range m.s.doc.Disks {
@@ -146,7 +149,23 @@ func (m *migration) begin() error {
 	if err := m.to.make(); err != nil {
 		return err
 	}
-	return m.record(&SessionMigration{Paths: m.to.paths(), Devices: m.to.devices()})
+	err := m.record(&SessionMigration{Paths: m.to.paths(), Devices: m.to.devices()})
+	if err != nil {
+		m.s.setMigration(nil)
+		return errors.Join(err, m.to.remove())
+	}
+	return nil
+}
+
+// giveUp settles what a migration that failed has begun, and returns what to tell.
+func (m *migration) giveUp(ctx context.Context, why error) error {
+	err := m.a.settle(ctx, m.s)
+	m.s.setUnsettled(err)
+	if err == nil {
+		return migrateError(why)
+	}
+	return remains{&Error{Code: CodeInternal, Err: errors.Join(why, err), Msg: sentence(why.Error()) + " What it has begun could not be settled: " + sentence(err.Error()),
+		Hint: "Until that is settled the session can neither be kept nor started: sendense-control session show " + m.s.doc.ID}}
 }
 
 func migrateError(err error) error {
@@ -161,11 +180,15 @@ func migrateError(err error) error {
 func (m *migration) record(x *SessionMigration) error { return m.a.recordMigration(m.s, x) }
 
 func (a *Appliance) recordMigration(s *session, x *SessionMigration) error {
+	return a.opts.Journal.PutSession(s.setMigration(x))
+}
+
+// setMigration says how the migration stands, and returns what to record.
+func (s *session) setMigration(x *SessionMigration) Session {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.doc.Migration = x
-	doc := s.doc
-	s.mu.Unlock()
-	return a.opts.Journal.PutSession(doc)
+	return s.doc
 }
 
 // copyAll copies all disks and returns when every copy can take over.
@@ -223,6 +246,9 @@ func (m *migration) switchAll(ctx context.Context) error {
 			return fmt.Errorf("go on with disk %s in %s: %w", d.Key, to.Path, err)
 		}
 		m.s.setMoved(d.Key, to.Path)
+		if err := m.record(m.s.doc.Migration); err != nil {
+			return err
+		}
 	}
 	return m.record(nil)
 }
@@ -237,73 +263,4 @@ func (s *session) setMoved(key, path string) {
 		}
 	}
 	s.doc.Disks = disks
-}
-
-// settleMigration brings a session out of a migration that did not end well: disks
-// that the machine has taken over stay where they are, other copies are given up
-// and removed. The caller holds s.busy.
-func (a *Appliance) settleMigration(ctx context.Context, h *instant.Hypervisor, s *session) error {
-	x := s.doc.Migration
-	if x == nil {
-		return nil
-	}
-	state, err := h.State(ctx, s.doc.Machine.UUID)
-	if err != nil {
-		return err
-	}
-	if state == instant.Stopped && x.Switching {
-		return fmt.Errorf("the machine died while its disks changed hands: what it wrote last is either in the session or in %v; look at both before you discard one", x.Paths)
-	}
-	var errs []error
-	for key, path := range x.Paths {
-		if x.Devices {
-			path = "" // it stays, whatever is on it
-		}
-		errs = append(errs, a.settleCopy(ctx, h, s, key, path, state))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return a.recordMigration(s, nil)
-}
-
-// settleCopy is settleMigration for one disk. file is what is removed; empty:
-// nothing.
-func (a *Appliance) settleCopy(ctx context.Context, h *instant.Hypervisor, s *session, key, file string, state instant.State) error {
-	if state != instant.Stopped {
-		c, err := h.Copying(ctx, s.doc.Machine.UUID, key)
-		if err != nil {
-			return fmt.Errorf("find out about the copy of disk %s: %w", key, err)
-		}
-		if c.Source != "" {
-			s.setMoved(key, c.Source)
-			return nil
-		}
-		if c.Active {
-			if err := h.EndCopy(ctx, s.doc.Machine.UUID, key); err != nil {
-				return fmt.Errorf("give up the copy of disk %s: %w", key, err)
-			}
-		}
-	}
-	if file != "" {
-		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove the copy of disk %s: %w", key, err)
-		}
-	}
-	a.log.Info("copy of a disk given up", "session", s.doc.ID, "disk", key, "path", file)
-	return nil
-}
-
-// settleAfterCrash does what settleMigration does when the process that migrated
-// has died. Where the hypervisor does not answer it is left for later.
-func (a *Appliance) settleAfterCrash(ctx context.Context, s *session) error {
-	if s.doc.Migration == nil || s.doc.Machine == nil {
-		return nil
-	}
-	h, err := instant.Dial(ctx, s.doc.Machine.Connect)
-	if err != nil {
-		return hypervisorError(err)
-	}
-	defer h.Close()
-	return a.settleMigration(ctx, h, s)
 }

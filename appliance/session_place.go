@@ -19,6 +19,7 @@ type places struct {
 	at    map[string]machine.Place
 	pool  string // of libvirt, that files are in; empty: none
 	notes []string
+	made  []string // files
 	// claims are what others must not have meanwhile.
 	claims []func() error
 }
@@ -55,12 +56,9 @@ func (p *places) make() (err error) {
 	if p.devices() {
 		return nil
 	}
-	var made []string
 	defer func() {
 		if err != nil {
-			for _, path := range made {
-				err = errors.Join(err, os.Remove(path))
-			}
+			err = errors.Join(err, p.remove())
 		}
 	}()
 	for _, at := range p.at {
@@ -68,12 +66,25 @@ func (p *places) make() (err error) {
 		if err != nil {
 			return err
 		}
-		made = append(made, at.Path)
+		p.made = append(p.made, at.Path)
 		if err := f.Close(); err != nil {
+			return err
+		}
+		if err := instant.SyncDir(filepath.Dir(at.Path)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// remove removes what make made.
+func (p *places) remove() error {
+	var errs []error
+	for _, path := range p.made {
+		errs = append(errs, os.Remove(path))
+	}
+	p.made = nil
+	return errors.Join(errs...)
 }
 
 // plan finds out where the disks go that are not somewhere already. The caller
@@ -130,8 +141,11 @@ func (s *session) planFiles(dir, format string, disks []SessionDisk) (*places, e
 	p := &places{at: map[string]machine.Place{}}
 	for _, d := range disks {
 		path := filepath.Join(dir, fileName(s.doc.Machine.Name+"-"+d.Key)+"."+format)
-		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-			return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s is there already.", path), Err: err, Hint: "Choose another folder, or move it away."}
+		switch _, err := os.Lstat(path); {
+		case err == nil:
+			return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("%s is there already.", path), Hint: "Choose another folder, or move it away."}
+		case !errors.Is(err, os.ErrNotExist):
+			return nil, err
 		}
 		p.at[d.Key] = machine.Place{Path: path, Format: format}
 	}

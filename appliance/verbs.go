@@ -2,8 +2,10 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/sendense/sendense/internal/machine"
 	"github.com/sendense/sendense/internal/repository"
 )
 
@@ -89,9 +91,27 @@ func (a *Appliance) start(verb, vm, point string, fn func(context.Context, *runn
 	go func() { // Close waits for it through the jobs
 		result, err := fn(ctx, job)
 		if cause := context.Cause(ctx); err != nil && cause != nil {
-			err = cause
+			err = ended(cause, err)
 		}
 		job.finish(result, err)
 	}()
 	return first, nil
+}
+
+// remains is an error that tells of something that a job leaves behind, which has to
+// be known however the job ended.
+type remains struct{ error }
+
+// Unwrap returns the error.
+func (r remains) Unwrap() error { return r.error }
+
+// ended returns what to tell of a job that was ended for a cause, and then returned
+// err: that it was, and what of err does not follow from that.
+func ended(cause, err error) error {
+	var left remains
+	if !errors.As(err, &left) && !errors.Is(err, machine.ErrRemains) {
+		return cause
+	}
+	why, what := AsError(cause), AsError(err)
+	return &Error{Code: why.Code, Err: errors.Join(cause, err), Msg: sentence(why.Error()) + " " + sentence(what.Error()), Hint: what.Hint}
 }

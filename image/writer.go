@@ -238,6 +238,9 @@ func (w *Writer) Stats() (Stats, error) {
 	return s, err
 }
 
+// Err returns the error that ended the Writer's usefulness, if any.
+func (w *Writer) Err() error { return w.usable() }
+
 // usable returns the error that ended the Writer's usefulness, if any.
 func (w *Writer) usable() error {
 	w.mu.Lock()

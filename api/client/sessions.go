@@ -26,8 +26,8 @@ func (c *Client) Boot(ctx context.Context, s appliance.SessionSpec) (appliance.S
 }
 
 // StartSession starts the machine of a session again.
-func (c *Client) StartSession(ctx context.Context, id string, m appliance.MachineSpec) (appliance.Session, error) {
-	return get[appliance.Session](ctx, c, "POST", sessionPath(id)+"/start", m)
+func (c *Client) StartSession(ctx context.Context, id string, r appliance.SessionStart) (appliance.Session, error) {
+	return get[appliance.Session](ctx, c, "POST", sessionPath(id)+"/start", r)
 }
 
 // ResumeSession has the machine of a session go on.

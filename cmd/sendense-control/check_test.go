@@ -147,6 +147,7 @@ func TestACheckThatIsCancelledOrLosesItsApplianceLeavesNothing(t *testing.T) {
 	g.daemon.Kill()
 	p.Wait()
 	g.daemon = g.Daemon()
+	clitest.Until(t, "the session has ended", func() bool { return g.Control(g.Via(), "session list --json").Stdout == "[]\n" })
 	g.wantNoSession(t)
 	g.wantNoMachine(t)
 	clitest.Refused(t, g.Control(g.Via(), "check web1 --last"), 3, "has not been checked")

@@ -98,20 +98,26 @@ func printSession(w io.Writer, x appliance.Session) {
 }
 
 func (s service) sessionStart() *cobra.Command {
-	var m appliance.MachineSpec
+	var r appliance.SessionStart
 	c := &cobra.Command{Use: "start ID", Short: "Start the machine of a session again, once it has ended", Args: cli.Args(1, 1),
 		Long: "Start starts the machine of a session again after it was shut down or its host was. Without flags it is\n" +
-			"the one that ended; a session of disks only gets one.",
+			"the one that ended; a session of disks only gets one.\n\n" +
+			"With --from-session it starts although its machine ended while its disks changed hands in a migration: it\n" +
+			"goes on from what the session has. The copies are named, and stay where they are.",
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, true, func(conn *host.Connection) error {
-				x, err := conn.StartSession(c.Context(), args[0], m)
+				x, err := conn.StartSession(c.Context(), args[0], r)
 				if err != nil {
 					return err
 				}
-				return s.Print(c, x, func(w io.Writer) { printMachine(w, x) })
+				return s.Print(c, x, func(w io.Writer) {
+					printMachine(w, x)
+					printNotes(w, x.Notes)
+				})
 			})
 		}}
-	machineFlags(c, &m)
+	machineFlags(c, &r.MachineSpec)
+	c.Flags().BoolVar(&r.FromSession, "from-session", false, "although disks are elsewhere, or may be; what the session has counts")
 	return c
 }
 
@@ -197,7 +203,12 @@ func (s service) sessionKeep() *cobra.Command {
 				if job, err = s.follow(c, conn, job); err != nil {
 					return err
 				}
-				return s.Print(c, job, func(w io.Writer) { fmt.Fprintf(w, "kept as point %s of %s\n", job.Point, job.VM) })
+				return s.Print(c, job, func(w io.Writer) {
+					fmt.Fprintf(w, "kept as point %s of %s\n", job.Point, job.VM)
+					if job.Warning != "" {
+						fmt.Fprintln(w, "note:", job.Warning)
+					}
+				})
 			})
 		}}
 	c.Flags().BoolVar(&end.Force, "force", false, "stop the machine at once, as if its plug were pulled")
@@ -215,6 +226,6 @@ func (s service) sessionDiscard() *cobra.Command {
 				return s.Print(c, map[string]string{"discarded": args[0]}, func(w io.Writer) { fmt.Fprintln(w, "discarded", args[0]) })
 			})
 		}}
-	c.Flags().BoolVar(&end.Force, "force", false, "also if the hypervisor does not answer")
+	c.Flags().BoolVar(&end.Force, "force", false, "also if the hypervisor does not answer, or disks are elsewhere, which stay there")
 	return c
 }

@@ -145,7 +145,7 @@ func TestAMigrationThatFailsLeavesTheSessionAsItWas(t *testing.T) {
 		t.Errorf("file that was there: got %q (%v), want it untouched", b, err)
 	}
 	clitest.Refused(t, migrate("file:"+g.Path("nowhere")), 3, "nowhere")
-	clitest.Refused(t, migrate("blockdev:/dev/null"), 2, "--to")
+	clitest.Refused(t, migrate("blockdev:/dev/null"), 2, "no block device")
 	clitest.Refused(t, migrate("file:"+store+" --format vmdk"), 2, "vmdk")
 	guesttest.Exec(t, vm, "cat /srv/mark")
 	wantUntroubled(t, vm)

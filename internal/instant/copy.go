@@ -3,6 +3,7 @@ package instant
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/digitalocean/go-libvirt"
 
@@ -13,10 +14,14 @@ import (
 type CopyState struct {
 	Source string // path of the file or device that the machine uses, "" while that is an export
 	Active bool   // a copy runs
+	Begun  bool   // the machine still has the copy's place, whether it runs or is being ended
 	Ready  bool   // the copy holds what the disk does, and is kept so: it can take over
 	Done   int64  // bytes, of Total
 	Total  int64  // grows while the guest writes
 }
+
+// lookAgain is how long a copy that is being ended is left alone.
+const lookAgain = 100 * time.Millisecond
 
 // BeginCopy starts to copy a disk of a running machine to a place, and keeps copying
 // what the guest writes meanwhile. A file has to be empty or absent. limit is in
@@ -28,7 +33,7 @@ func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key string, to machine
 	if limit > 0 {
 		params = append(params, libvirt.TypedParam{Field: libvirt.DomainBlockCopyBandwidth, Value: *libvirt.NewTypedParamValueUllong(uint64(limit))})
 	}
-	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
+	return h.domain(ctx, uuid, func(d libvirt.Domain) error {
 		return h.conn.DomainBlockCopy(d, key, to.XML(), params, libvirt.DomainBlockCopySynchronousWrites)
 	})
 }
@@ -36,7 +41,7 @@ func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key string, to machine
 // Copying tells how the copy of a disk stands.
 func (h *Hypervisor) Copying(ctx context.Context, uuid, key string) (s CopyState, err error) {
 	var description string
-	err = h.disk(ctx, uuid, func(d libvirt.Domain) error {
+	err = h.domain(ctx, uuid, func(d libvirt.Domain) error {
 		found, _, _, done, total, err := h.conn.DomainGetBlockJobInfo(d, key, 0)
 		if err != nil {
 			return err
@@ -57,42 +62,45 @@ func (h *Hypervisor) Copying(ctx context.Context, uuid, key string) (s CopyState
 	}
 	s.Source = disk.Path
 	// Done equals Total for a moment at the very beginning, too.
-	s.Ready = s.Active && disk.MirrorReady
+	s.Begun, s.Ready = disk.Mirror, s.Active && disk.MirrorReady
 	return s, nil
 }
 
-// EndCopy gives a copy up; the machine goes on with the disk it has. The file stays.
-// That there is no copy is no error.
-func (h *Hypervisor) EndCopy(ctx context.Context, uuid, key string) error {
-	err := h.disk(ctx, uuid, func(d libvirt.Domain) error { return h.conn.DomainBlockJobAbort(d, key, 0) })
-	if isGone(err) {
-		return nil
+// EndCopy gives a copy up, waits until it has ended, and returns how the disk stands
+// then: the machine goes on with the one it has, unless it had taken the copy over
+// already. The file stays. That there is no copy is no error.
+func (h *Hypervisor) EndCopy(ctx context.Context, uuid, key string) (CopyState, error) {
+	for {
+		s, err := h.Copying(ctx, uuid, key)
+		if err != nil || !s.Active && !s.Begun {
+			return s, err
+		}
+		// libvirt refuses this for a copy that has ended, and for one that is just being
+		// ended or taken over. Only another look tells which it was.
+		err = h.domain(ctx, uuid, func(d libvirt.Domain) error { return h.conn.DomainBlockJobAbort(d, key, 0) })
+		if err != nil && !answered(err, libvirt.ErrOperationInvalid, libvirt.ErrInvalidArg) {
+			return s, err
+		}
+		select {
+		case <-ctx.Done():
+			return s, fmt.Errorf("wait for the end of the copy: %w", ctx.Err())
+		case <-time.After(lookAgain):
+		}
 	}
-	return err
 }
 
 // SwitchToCopy has the machine go on with the copy of a disk, which is ready.
 func (h *Hypervisor) SwitchToCopy(ctx context.Context, uuid, key string) error {
-	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
+	return h.domain(ctx, uuid, func(d libvirt.Domain) error {
 		return h.conn.DomainBlockJobAbort(d, key, libvirt.DomainBlockJobAbortPivot)
 	})
 }
 
-func (h *Hypervisor) disk(ctx context.Context, uuid string, fn func(libvirt.Domain) error) error {
-	return h.bound(ctx, func() error {
-		d, err := h.find(uuid)
-		if err != nil {
-			return err
-		}
-		return fn(d)
-	})
-}
-
 // Keep has libvirt keep a running machine's description, so that it can be started
-// again once it has ended. What its disks were told for the time of a session is
-// taken back with the next start.
+// again once it has ended; ErrGone if it has ended. What its disks were told for the
+// time of a session is taken back with the next start.
 func (h *Hypervisor) Keep(ctx context.Context, uuid string) error {
-	return h.disk(ctx, uuid, func(d libvirt.Domain) error {
+	err := h.domain(ctx, uuid, func(d libvirt.Domain) error {
 		description, err := h.conn.DomainGetXMLDesc(d, libvirt.DomainXMLInactive|libvirt.DomainXMLSecure)
 		if err != nil {
 			return err
@@ -103,4 +111,8 @@ func (h *Hypervisor) Keep(ctx context.Context, uuid string) error {
 		_, err = h.conn.DomainDefineXML(description)
 		return err
 	})
+	if isGone(err) {
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	return err
 }

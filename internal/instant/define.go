@@ -167,8 +167,7 @@ func (h *Hypervisor) pool(name string) (machine.Pool, error) {
 // absent reports whether libvirt says that there is no such thing, or that it has
 // no such things at all.
 func absent(err error, code libvirt.ErrorNumber) bool {
-	var e libvirt.Error
-	return errors.As(err, &e) && (e.Code == uint32(code) || e.Code == uint32(libvirt.ErrNoSupport) || e.Code == uint32(libvirt.ErrNoConnect))
+	return answered(err, code, libvirt.ErrNoSupport, libvirt.ErrNoConnect)
 }
 
 // links lists what network interfaces can be connected to.
@@ -287,7 +286,7 @@ func (d Definer) undo(ctx context.Context, x *defining) error {
 		if err != nil {
 			return err
 		}
-		if err := h.conn.DomainDestroy(dom); err != nil && !isGone(err) {
+		if err := h.conn.DomainDestroy(dom); err != nil && !isOver(err) {
 			return err
 		}
 		flags := libvirt.DomainUndefineNvram

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,9 @@ var ErrTaken = errors.New("a machine of that name exists")
 // ErrNoNetwork says that the hypervisor has no such network, or that it is not
 // active.
 var ErrNoNetwork = errors.New("the network cannot be used")
+
+// ErrGone says that there is no such machine any more.
+var ErrGone = errors.New("the machine has ended")
 
 // callTimeout bounds what is asked of libvirt: starting a machine may take long on
 // a busy host.
@@ -108,8 +112,14 @@ func (h *Hypervisor) bound(ctx context.Context, fn func() error) error {
 	return err
 }
 
+// goodbye is how long a hypervisor is given to be told that a connection ends, which
+// it would log as an error otherwise.
+const goodbye = time.Second
+
 // Close hangs up. Machines run on.
 func (h *Hypervisor) Close() error {
+	stop := time.AfterFunc(goodbye, func() { h.net.Close() })
+	defer stop.Stop()
 	_ = h.conn.Disconnect() // the error of a connection that is gone tells nothing
 	h.net.Close()
 	return nil
@@ -227,6 +237,17 @@ const (
 	Stopped State = "stopped"  // it is gone
 )
 
+// domain calls fn with the machine that has a UUID.
+func (h *Hypervisor) domain(ctx context.Context, uuid string, fn func(libvirt.Domain) error) error {
+	return h.bound(ctx, func() error {
+		d, err := h.find(uuid)
+		if err != nil {
+			return err
+		}
+		return fn(d)
+	})
+}
+
 func (h *Hypervisor) find(uuid string) (libvirt.Domain, error) {
 	var u libvirt.UUID
 	b, err := hex.DecodeString(strings.ReplaceAll(uuid, "-", ""))
@@ -239,11 +260,7 @@ func (h *Hypervisor) find(uuid string) (libvirt.Domain, error) {
 
 // State tells how the machine with a UUID is.
 func (h *Hypervisor) State(ctx context.Context, uuid string) (s State, err error) {
-	err = h.bound(ctx, func() error {
-		d, err := h.find(uuid)
-		if err != nil {
-			return err
-		}
+	err = h.domain(ctx, uuid, func(d libvirt.Domain) error {
 		state, reason, err := h.conn.DomainGetState(d, 0)
 		switch libvirt.DomainState(state) {
 		case libvirt.DomainShutoff, libvirt.DomainCrashed:
@@ -264,32 +281,28 @@ func (h *Hypervisor) State(ctx context.Context, uuid string) (s State, err error
 	return s, err
 }
 
-func isGone(err error) bool {
+// isGone reports whether libvirt says that there is no such machine.
+func isGone(err error) bool { return answered(err, libvirt.ErrNoDomain) }
+
+// isOver reports whether libvirt says that a machine does not run, of which it is
+// known that this is all that can be wrong.
+func isOver(err error) bool { return isGone(err) || answered(err, libvirt.ErrOperationInvalid) }
+
+// answered reports whether err is one of these answers of libvirt.
+func answered(err error, codes ...libvirt.ErrorNumber) bool {
 	var e libvirt.Error
-	return errors.As(err, &e) && (e.Code == uint32(libvirt.ErrNoDomain) || e.Code == uint32(libvirt.ErrOperationInvalid))
+	return errors.As(err, &e) && slices.Contains(codes, libvirt.ErrorNumber(e.Code))
 }
 
 // Resume has a paused machine go on; requests that failed are made again.
 func (h *Hypervisor) Resume(ctx context.Context, uuid string) error {
-	return h.bound(ctx, func() error {
-		d, err := h.find(uuid)
-		if err != nil {
-			return err
-		}
-		return h.conn.DomainResume(d)
-	})
+	return h.domain(ctx, uuid, func(d libvirt.Domain) error { return h.conn.DomainResume(d) })
 }
 
 // Destroy stops a machine at once; one that is gone is no error.
 func (h *Hypervisor) Destroy(ctx context.Context, uuid string) error {
-	err := h.bound(ctx, func() error {
-		d, err := h.find(uuid)
-		if err != nil {
-			return err
-		}
-		return h.conn.DomainDestroy(d)
-	})
-	if isGone(err) {
+	err := h.domain(ctx, uuid, func(d libvirt.Domain) error { return h.conn.DomainDestroy(d) })
+	if isOver(err) {
 		return nil
 	}
 	return err
@@ -299,11 +312,8 @@ func (h *Hypervisor) Destroy(ctx context.Context, uuid string) error {
 // of VNC and SPICE, and paths of terminals.
 func (h *Hypervisor) Consoles(ctx context.Context, uuid string) (found []string, err error) {
 	var description string
-	err = h.bound(ctx, func() error {
-		d, err := h.find(uuid)
-		if err == nil {
-			description, err = h.conn.DomainGetXMLDesc(d, 0)
-		}
+	err = h.domain(ctx, uuid, func(d libvirt.Domain) (err error) {
+		description, err = h.conn.DomainGetXMLDesc(d, 0)
 		return err
 	})
 	if err != nil {

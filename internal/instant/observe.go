@@ -47,7 +47,7 @@ func (h *Hypervisor) Agent(ctx context.Context, uuid, command string, arguments,
 		return err
 	}
 	var reply libvirt.OptString
-	err = h.disk(ctx, uuid, func(d libvirt.Domain) (err error) {
+	err = h.domain(ctx, uuid, func(d libvirt.Domain) (err error) {
 		reply, err = h.conn.QEMUDomainAgentCommand(d, string(message), agentSeconds, 0)
 		return err
 	})
@@ -73,7 +73,7 @@ func (h *Hypervisor) Agent(ctx context.Context, uuid, command string, arguments,
 // that is not there takes seconds.
 func (h *Hypervisor) HasAgent(ctx context.Context, uuid string) (bool, error) {
 	var description string
-	err := h.disk(ctx, uuid, func(d libvirt.Domain) (err error) {
+	err := h.domain(ctx, uuid, func(d libvirt.Domain) (err error) {
 		description, err = h.conn.DomainGetXMLDesc(d, 0)
 		return err
 	})
@@ -86,7 +86,7 @@ const maxScreen = 64 << 20
 // Screenshot returns what the screen of a machine shows.
 func (h *Hypervisor) Screenshot(ctx context.Context, uuid string) (image.Image, error) {
 	var b bytes.Buffer
-	err := h.disk(ctx, uuid, func(d libvirt.Domain) error {
+	err := h.domain(ctx, uuid, func(d libvirt.Domain) error {
 		_, err := h.conn.DomainScreenshot(d, &limited{&b, maxScreen}, 0, 0)
 		// The library looks for the reply behind the end of the stream, where there is
 		// none. Whether the picture is whole shows when it is decoded.

@@ -169,6 +169,10 @@ func (r record) anyway() record {
 // Size returns the virtual size in bytes.
 func (o *Overlay) Size() int64 { return o.w.Size() }
 
+// Err returns why the overlay takes nothing until it is opened again: it could not
+// make something durable. nil: it does.
+func (o *Overlay) Err() error { return o.w.Err() }
+
 // FileBytes returns how long the file is.
 func (o *Overlay) FileBytes() (int64, error) {
 	s, err := o.w.Stats()
@@ -198,7 +202,7 @@ func (o *Overlay) WriteAt(ctx context.Context, p []byte, off int64) error {
 // WriteZeroes implements block.Zeroer.
 func (o *Overlay) WriteZeroes(ctx context.Context, off, n int64, flags block.ZeroFlags) error {
 	need := n
-	if flags&block.MayTrim != 0 {
+	if flags&block.MayTrim != 0 && (off|n)&(o.w.ClusterSize()-1) == 0 { // else parts of clusters may be copied
 		need = 0
 	}
 	return o.change(ctx, record{op: opZero, flags: byte(flags), off: off, n: n}, need)
@@ -313,7 +317,10 @@ func (o *Overlay) Close() error {
 	o.log, o.old, o.free = nil, nil, nil
 	o.mu.Unlock()
 	if err := o.w.Close(); err != nil {
-		return err // the log stays: it may be needed
+		for _, s := range segments { // which stay: they may be needed
+			err = errors.Join(err, s.f.Close())
+		}
+		return err
 	}
 	var errs []error
 	for _, s := range segments {

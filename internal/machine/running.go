@@ -47,7 +47,8 @@ func (p Place) XML() string {
 
 // DiskState is what a disk of a running machine is on its host.
 type DiskState struct {
-	Path string // of the file or device; empty if it is neither
+	Path   string // of the file or device; empty if it is neither
+	Mirror bool   // it is being copied, or a copy is being ended or taken over
 	// MirrorReady says that a copy holds what the disk does, and is kept so.
 	MirrorReady bool
 }
@@ -65,8 +66,8 @@ func DiskOf(description, key string) (DiskState, bool, error) {
 	}
 	for _, n := range devices.children {
 		if n.name == "disk" && n.child("target").attr("dev") == key {
-			source := n.child("source")
-			return DiskState{cmp.Or(source.attr("file"), source.attr("dev")), n.child("mirror").attr("ready") == "yes"}, true, nil
+			source, mirror := n.child("source"), n.child("mirror")
+			return DiskState{Path: cmp.Or(source.attr("file"), source.attr("dev")), Mirror: mirror != nil, MirrorReady: mirror.attr("ready") == "yes"}, true, nil
 		}
 	}
 	return DiskState{}, false, nil
