@@ -92,9 +92,13 @@ type SessionDisk struct {
 	File      string `json:"file"` // of what was written
 	FileBytes int64  `json:"file_bytes"`
 	Clients   int    `json:"clients"`
-	// Moved is the file that the machine uses instead, since a migration.
+	// Target is the name that it has in the session's machine; empty: Key.
+	Target string `json:"target,omitempty"`
+	// Moved is the file or device that the machine uses instead, since a migration.
 	Moved string `json:"moved,omitempty"`
 }
+
+func (d SessionDisk) target() string { return cmp.Or(d.Target, d.Key) }
 
 // SessionMachine is the machine of a session.
 type SessionMachine struct {
@@ -302,7 +306,8 @@ func (a *Appliance) sessionDir(id string) string { return filepath.Join(a.opts.S
 func (a *Appliance) pinned(ctx context.Context, p pin, name string) error {
 	sessions, err := a.Sessions(ctx)
 	if err != nil {
-		return fmt.Errorf("find out whether a session uses the point: %w", err)
+		return &Error{Code: CodeBusy, Err: err, Msg: sentence("nobody knows whether a session uses the point: " + err.Error()),
+			Hint: "Put the record right, or start the control plane and give the session up there, with: sendense-control session discard ID --force"}
 	}
 	for _, s := range sessions {
 		if s.VM == "" {

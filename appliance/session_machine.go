@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -35,9 +36,11 @@ func (a *Appliance) StartSession(ctx context.Context, id string, r SessionStart)
 		return Session{}, err
 	}
 	if !r.FromSession {
-		err = errors.Join(s.wantSettled(), s.wantUnmoved())
+		if err := errors.Join(s.wantSettled(), s.wantUnmoved()); err != nil {
+			return Session{}, err
+		}
 	}
-	if err := errors.Join(err, a.wantStopped(ctx, s)); err != nil {
+	if err := a.wantStopped(ctx, s); err != nil {
 		return Session{}, err
 	}
 	_, point, err := a.Point(ctx, s.doc.VM, s.doc.Point)
@@ -53,6 +56,8 @@ func (a *Appliance) StartSession(ctx context.Context, id string, r SessionStart)
 	spec := r.MachineSpec
 	if m := s.doc.Machine; m != nil && spec == (MachineSpec{}) {
 		spec = m.MachineSpec
+	} else if m != nil && spec.Connect == "" {
+		spec.Connect = m.Connect
 	}
 	s.endWatch()
 	defer a.beginWatch(s)
@@ -165,10 +170,18 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 	for _, d := range s.doc.Disks {
 		m.Disks = append(m.Disks, instant.Disk{Key: d.Key, Socket: s.doc.Socket, Export: diskExport(d.Index)})
 	}
+	described, err := m.Describe(false)
+	if err != nil {
+		return hypervisorError(err)
+	}
+	disks := slices.Clone(s.doc.Disks)
+	for i := range disks {
+		disks[i].Target = described.Targets[disks[i].Key]
+	}
 	// First the record: whatever happens now, the machine is known.
 	s.mu.Lock()
 	before, machine := s.doc, s.machine
-	s.doc.Machine, s.doc.Notes = &SessionMachine{MachineSpec: spec, UUID: m.UUID}, nil
+	s.doc.Machine, s.doc.Disks, s.doc.Notes = &SessionMachine{MachineSpec: spec, UUID: m.UUID}, disks, nil
 	s.machine = instant.Stopped
 	doc := s.doc
 	s.mu.Unlock()

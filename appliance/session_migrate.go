@@ -195,7 +195,7 @@ func (s *session) setMigration(x *SessionMigration) Session {
 func (m *migration) copyAll(ctx context.Context) error {
 	for _, d := range m.s.doc.Disks {
 		if to, ok := m.to.at[d.Key]; ok {
-			if err := m.h.BeginCopy(ctx, m.uuid(), d.Key, to, m.limit); err != nil {
+			if err := m.h.BeginCopy(ctx, m.uuid(), d.target(), to, m.limit); err != nil {
 				return fmt.Errorf("copy disk %s to %s: %w", d.Key, to.Path, err)
 			}
 		}
@@ -217,13 +217,17 @@ func (m *migration) copyAll(ctx context.Context) error {
 func (m *migration) progress(ctx context.Context) (ready bool, err error) {
 	ready = true
 	var done, total int64
-	for key, to := range m.to.at {
-		c, err := m.h.Copying(ctx, m.uuid(), key)
+	for _, d := range m.s.doc.Disks {
+		to, ok := m.to.at[d.Key]
+		if !ok {
+			continue
+		}
+		c, err := m.h.Copying(ctx, m.uuid(), d.target())
 		if err == nil && !c.Active {
 			err = errors.New("it ended by itself; the hypervisor's log tells why")
 		}
 		if err != nil {
-			return false, fmt.Errorf("copy disk %s to %s: %w", key, to.Path, err)
+			return false, fmt.Errorf("copy disk %s to %s: %w", d.Key, to.Path, err)
 		}
 		ready = ready && c.Ready
 		done, total = done+c.Done, total+c.Total
@@ -242,7 +246,7 @@ func (m *migration) switchAll(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		if err := m.h.SwitchToCopy(ctx, m.uuid(), d.Key); err != nil {
+		if err := m.h.SwitchToCopy(ctx, m.uuid(), d.target()); err != nil {
 			return fmt.Errorf("go on with disk %s in %s: %w", d.Key, to.Path, err)
 		}
 		m.s.setMoved(d.Key, to.Path)

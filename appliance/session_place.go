@@ -174,10 +174,12 @@ func planDevices(paths []string, disks []SessionDisk) (_ *places, err error) {
 			return nil, err
 		}
 		p.claims = append(p.claims, release)
-		if longer > 0 {
-			p.notes = append(p.notes, fmt.Sprintf("%s is %d bytes longer than disk %s was, and so is the disk of the machine now.", paths[i], longer, d.Key))
+		at := machine.Place{Path: paths[i], Format: restore.Raw, Device: true}
+		if longer > 0 { // QEMU copies to what is as long as the disk
+			at.Size = d.Size
+			p.notes = append(p.notes, fmt.Sprintf("%s is %d bytes longer than disk %s was, and so is the disk of the machine from its next start on.", paths[i], longer, d.Key))
 		}
-		p.at[d.Key] = machine.Place{Path: paths[i], Format: restore.Raw, Device: true}
+		p.at[d.Key] = at
 	}
 	return p, nil
 }

@@ -17,7 +17,7 @@ import (
 // then is left to the session's watcher.
 const (
 	settleTries = 3
-	settleTime  = time.Minute // in all
+	settleTime  = 20 * time.Second // in all
 )
 
 // errSplit says that a machine ended while it changed disks.
@@ -88,7 +88,7 @@ func (a *Appliance) settleMigration(ctx context.Context, h *instant.Hypervisor, 
 // nothing.
 func (a *Appliance) settleCopy(ctx context.Context, h *instant.Hypervisor, s *session, d SessionDisk, file string, state instant.State) error {
 	if state != instant.Stopped {
-		c, err := h.EndCopy(ctx, s.doc.Machine.UUID, d.Key)
+		c, err := h.EndCopy(ctx, s.doc.Machine.UUID, d.target())
 		if err != nil {
 			return fmt.Errorf("give up the copy of disk %s: %w", d.Key, err)
 		}

@@ -180,3 +180,39 @@ func TestAWritableMountIsScratch(t *testing.T) {
 		}
 	})
 }
+
+// As long as a record cannot be read nobody knows which point its session needs.
+func TestARecordThatCannotBeReadKeepsThePoints(t *testing.T) {
+	if err := otherPrograms(); err != nil {
+		t.Fatal(err)
+	}
+	s := clitest.NewSite(t, filepath.Dir(program))
+	if err := os.WriteFile(s.Path("disk.raw"), bytes.Repeat([]byte("sendense"), 1<<18), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	daemon := s.Daemon()
+	s.Good(s.Backup(s.Via(), s.Path("disk.raw")))
+	good := clitest.Decode[appliance.Session](t, s.Control(s.Via(), "boot web1 latest --disks-only --json"))
+	bad := clitest.Decode[appliance.Session](t, s.Control(s.Via(), "boot web1 latest --disks-only --json"))
+	s.Good(s.Backup(s.Via(), s.Path("disk.raw")))
+	daemon.Signal(15)
+	if err := os.WriteFile(filepath.Join(s.Repo, ".sendense", "sessions", bad.ID+".json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	clitest.Refused(t, s.Control(s.Alone(), "delete web1 latest"), 4, bad.ID)
+	s.Daemon()
+	all := clitest.Decode[[]appliance.Session](t, s.Control(s.Via(), "session list --json"))
+	states := map[string]appliance.SessionState{}
+	for _, x := range all {
+		states[x.ID] = x.State
+	}
+	if len(all) != 2 || states[good.ID] != appliance.SessionServed || states[bad.ID] != appliance.SessionBroken {
+		t.Errorf("sessions: got %+v, want one served and one broken", all)
+	}
+	clitest.Refused(t, s.Control(s.Via(), "delete web1 latest"), 4, bad.ID, "cannot be read")
+	clitest.Refused(t, s.Control(s.Via(), "session discard "+bad.ID), 2, "cannot be read")
+	s.Good(s.Control(s.Via(), "session discard --force "+bad.ID))
+	clitest.Refused(t, s.Control(s.Via(), "delete web1 latest~1"), 4, good.ID)
+	s.Good(s.Control(s.Via(), "delete web1 latest"))
+	s.Good(s.Control(s.Via(), "session show "+good.ID))
+}

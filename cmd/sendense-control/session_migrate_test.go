@@ -16,12 +16,20 @@ import (
 	"github.com/sendense/sendense/internal/guest/guesttest"
 )
 
-// migrating begins a slow migration of a session and waits until it has copied so
-// many per cent.
+// migrating begins a slow migration of a session to the folder for that and waits
+// until it has copied so many per cent.
 func (g *guestSite) migrating(t *testing.T, x appliance.Session, vm *guest.VM, percent int64) (p *clitest.Process, job string) {
 	t.Helper()
-	p = clitest.Start(t, program, append([]string{"session", "migrate", x.ID, "--to", "file:" + g.Path("store"), "--limit", "8"}, g.Via()...)...)
+	return g.migratingTo(t, "file:"+g.Path("store"), x, vm, percent)
+}
+
+func (g *guestSite) migratingTo(t *testing.T, place string, x appliance.Session, vm *guest.VM, percent int64) (p *clitest.Process, job string) {
+	t.Helper()
+	p = clitest.Start(t, program, append([]string{"session", "migrate", x.ID, "--to", place, "--limit", "8"}, g.Via()...)...)
 	clitest.Until(t, "the migration is a job", func() bool {
+		if p.Ended() {
+			t.Fatalf("migration ended: %+v", p.Wait())
+		}
 		j := clitest.Decode[[]appliance.Job](t, g.Control(g.Via(), "jobs --json"))[0]
 		job = j.ID
 		return j.Verb == "migrate" && j.State == appliance.JobRunning

@@ -23,26 +23,30 @@ type CopyState struct {
 // lookAgain is how long a copy that is being ended is left alone.
 const lookAgain = 100 * time.Millisecond
 
-// BeginCopy starts to copy a disk of a running machine to a place, and keeps copying
-// what the guest writes meanwhile. A file has to be empty or absent. limit is in
+// BeginCopy starts to copy a disk of a running machine, by the name it has there, to a
+// place, and keeps copying what the guest writes meanwhile. A file has to be empty or absent. limit is in
 // bytes of a second; 0: there is none.
-func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, key string, to machine.Place, limit int64) error {
+func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, disk string, to machine.Place, limit int64) error {
 	// Writes go to both places at once, so that the copy ends however much the guest
 	// writes.
 	var params []libvirt.TypedParam
 	if limit > 0 {
 		params = append(params, libvirt.TypedParam{Field: libvirt.DomainBlockCopyBandwidth, Value: *libvirt.NewTypedParamValueUllong(uint64(limit))})
 	}
+	flags := libvirt.DomainBlockCopySynchronousWrites
+	if to.Device { // which libvirt would make otherwise, and a part of it cannot be made
+		flags |= libvirt.DomainBlockCopyReuseExt
+	}
 	return h.domain(ctx, uuid, func(d libvirt.Domain) error {
-		return h.conn.DomainBlockCopy(d, key, to.XML(), params, libvirt.DomainBlockCopySynchronousWrites)
+		return h.conn.DomainBlockCopy(d, disk, to.XML(), params, flags)
 	})
 }
 
 // Copying tells how the copy of a disk stands.
-func (h *Hypervisor) Copying(ctx context.Context, uuid, key string) (s CopyState, err error) {
+func (h *Hypervisor) Copying(ctx context.Context, uuid, disk string) (s CopyState, err error) {
 	var description string
 	err = h.domain(ctx, uuid, func(d libvirt.Domain) error {
-		found, _, _, done, total, err := h.conn.DomainGetBlockJobInfo(d, key, 0)
+		found, _, _, done, total, err := h.conn.DomainGetBlockJobInfo(d, disk, 0)
 		if err != nil {
 			return err
 		}
@@ -53,31 +57,31 @@ func (h *Hypervisor) Copying(ctx context.Context, uuid, key string) (s CopyState
 	if err != nil {
 		return s, err
 	}
-	disk, ok, err := machine.DiskOf(description, key)
+	now, ok, err := machine.DiskOf(description, disk)
 	if err != nil {
 		return s, err
 	}
 	if !ok {
-		return s, fmt.Errorf("machine has no disk %s", key)
+		return s, fmt.Errorf("machine has no disk %s", disk)
 	}
-	s.Source = disk.Path
+	s.Source = now.Path
 	// Done equals Total for a moment at the very beginning, too.
-	s.Begun, s.Ready = disk.Mirror, s.Active && disk.MirrorReady
+	s.Begun, s.Ready = now.Mirror, s.Active && now.MirrorReady
 	return s, nil
 }
 
 // EndCopy gives a copy up, waits until it has ended, and returns how the disk stands
 // then: the machine goes on with the one it has, unless it had taken the copy over
 // already. The file stays. That there is no copy is no error.
-func (h *Hypervisor) EndCopy(ctx context.Context, uuid, key string) (CopyState, error) {
+func (h *Hypervisor) EndCopy(ctx context.Context, uuid, disk string) (CopyState, error) {
 	for {
-		s, err := h.Copying(ctx, uuid, key)
+		s, err := h.Copying(ctx, uuid, disk)
 		if err != nil || !s.Active && !s.Begun {
 			return s, err
 		}
 		// libvirt refuses this for a copy that has ended, and for one that is just being
 		// ended or taken over. Only another look tells which it was.
-		err = h.domain(ctx, uuid, func(d libvirt.Domain) error { return h.conn.DomainBlockJobAbort(d, key, 0) })
+		err = h.domain(ctx, uuid, func(d libvirt.Domain) error { return h.conn.DomainBlockJobAbort(d, disk, 0) })
 		if err != nil && !answered(err, libvirt.ErrOperationInvalid, libvirt.ErrInvalidArg) {
 			return s, err
 		}
@@ -90,9 +94,9 @@ func (h *Hypervisor) EndCopy(ctx context.Context, uuid, key string) (CopyState, 
 }
 
 // SwitchToCopy has the machine go on with the copy of a disk, which is ready.
-func (h *Hypervisor) SwitchToCopy(ctx context.Context, uuid, key string) error {
+func (h *Hypervisor) SwitchToCopy(ctx context.Context, uuid, disk string) error {
 	return h.domain(ctx, uuid, func(d libvirt.Domain) error {
-		return h.conn.DomainBlockJobAbort(d, key, libvirt.DomainBlockJobAbortPivot)
+		return h.conn.DomainBlockJobAbort(d, disk, libvirt.DomainBlockJobAbortPivot)
 	})
 }
 

@@ -165,7 +165,7 @@ func (h *Hypervisor) Start(ctx context.Context, m *Machine) (kvm bool, notes []s
 		}
 	}
 	kvm = h.accelerates(ctx)
-	description, notes, err := m.XML(kvm)
+	d, err := m.Describe(kvm)
 	if err != nil {
 		return kvm, nil, err
 	}
@@ -174,13 +174,13 @@ func (h *Hypervisor) Start(ctx context.Context, m *Machine) (kvm bool, notes []s
 		flags = libvirt.DomainStartPaused
 	}
 	err = h.bound(ctx, func() error {
-		_, err := h.conn.DomainCreateXML(description, flags)
+		_, err := h.conn.DomainCreateXML(d.XML, flags)
 		return err
 	})
 	if err != nil {
 		return kvm, nil, fmt.Errorf("start machine %s: %w", m.Name, refusal(err))
 	}
-	return kvm, notes, nil
+	return kvm, d.Notes, nil
 }
 
 // wantNetwork returns an error unless there is a network of a name, and it is

@@ -25,14 +25,13 @@ type Machine struct {
 	Observed bool
 }
 
-// XML returns the description of the machine for libvirt, accelerated by KVM or
-// not. notes are sentences on what could not be carried over.
-func (m *Machine) XML(kvm bool) (description string, notes []string, err error) {
+// Describe returns the description of the machine for libvirt, accelerated by KVM or
+// not.
+func (m *Machine) Describe(kvm bool) (machine.Description, error) {
 	s := machine.Spec{Captured: machine.Captured{Format: m.Format, Definition: m.Definition}, Name: m.Name, UUID: m.UUID, Network: m.Network,
 		Observed: m.Observed}
 	for _, d := range m.Disks {
 		s.Disks = append(s.Disks, machine.Disk{Key: d.Key, Socket: d.Socket, Export: d.Export})
 	}
-	d, err := machine.Transient(s, kvm)
-	return d.XML, d.Notes, err
+	return machine.Transient(s, kvm)
 }

@@ -56,6 +56,8 @@ type Description struct {
 	XML string
 	// Notes say what could not be carried over, each in a sentence.
 	Notes []string
+	// Targets are the names that the disks have in the machine, by their keys.
+	Targets map[string]string
 	// Idle are networks that the machine needs and that are not active.
 	Idle []string
 	// Hardware is what the guest meets, Before what it met when it was captured; nil
@@ -127,5 +129,14 @@ func (c *carrier) describe() (Description, error) {
 	if d.attr("type") == "kvm" && !c.kvm {
 		c.emulate(d)
 	}
-	return Description{XML: d.String(), Notes: c.notes, Idle: c.idle, Hardware: hardware(d, c.keys), Before: &before}, nil
+	return Description{XML: d.String(), Notes: c.notes, Targets: c.targets(), Idle: c.idle, Hardware: hardware(d, c.keys), Before: &before}, nil
+}
+
+// targets returns the names of disks by their keys.
+func (c *carrier) targets() map[string]string {
+	out := map[string]string{}
+	for target, key := range c.keys {
+		out[key] = target
+	}
+	return out
 }

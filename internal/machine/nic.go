@@ -7,7 +7,7 @@ import "slices"
 func replaceNIC(c *carrier, n *node) bool {
 	mac := n.child("mac").attr("address")
 	n.attrs = nil
-	n.drop("source", "target", "virtualport", "vlan", "filterref", "bandwidth", "port", "backend", "driver", "ip", "route", "script", "link", "teaming", "actual")
+	n.drop("source", "target", "virtualport", "vlan", "filterref", "bandwidth", "port", "backend", "driver", "ip", "route", "script", "link", "teaming", "actual", "portForward")
 	if c.spec.Network == Isolated {
 		c.disconnect(n, mac)
 		return true
@@ -19,9 +19,10 @@ func replaceNIC(c *carrier, n *node) bool {
 }
 
 // disconnect connects an interface to nothing: nothing goes through a link that is
-// down, whatever it is connected to.
+// down, whatever it is connected to. libvirt refuses what such a link cannot do.
 func (c *carrier) disconnect(n *node, mac string) {
 	n.set("type", "user")
+	n.drop("mtu", "coalesce", "portForward")
 	n.children = append(n.children, element("link", "state", "down"))
 	c.note("Network interface %s is connected to nothing.", mac)
 }

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"cmp"
+	"fmt"
 	"net"
 )
 
@@ -32,6 +33,7 @@ type Place struct {
 	Path   string
 	Format string // as QEMU calls it
 	Device bool
+	Size   int64 // of what is used of a device that is longer, in bytes; 0: all of it
 }
 
 // XML describes the place as libvirt wants the destination of a copy.
@@ -40,8 +42,14 @@ func (p Place) XML() string {
 	if p.Device {
 		kind, attr = "block", "dev"
 	}
+	source := element("source", attr, p.Path)
+	if p.Size > 0 {
+		slices := element("slices")
+		slices.children = []*node{element("slice", "type", "storage", "offset", "0", "size", fmt.Sprint(p.Size))}
+		source.children = []*node{slices}
+	}
 	n := element("disk", "type", kind)
-	n.children = []*node{element("driver", "name", "qemu", "type", p.Format), element("source", attr, p.Path)}
+	n.children = []*node{element("driver", "name", "qemu", "type", p.Format), source}
 	return n.String()
 }
 
@@ -74,7 +82,7 @@ func DiskOf(description, key string) (DiskState, bool, error) {
 }
 
 // Settled takes back what the disks of a transient machine were told, for one that
-// is to stay.
+// is to stay: what to do at errors, and to use a part of a device only.
 func Settled(description string) (string, error) {
 	d, err := parseXML(description)
 	if err != nil {
@@ -84,6 +92,9 @@ func Settled(description string) (string, error) {
 		for _, n := range devices.children {
 			if n.name == "disk" {
 				n.child("driver").unset("error_policy", "rerror_policy")
+				if source := n.child("source"); source != nil {
+					source.drop("slices")
+				}
 			}
 		}
 	}

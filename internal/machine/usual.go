@@ -18,7 +18,7 @@ func (c *carrier) describeUsual() (Description, error) {
 	if !c.kvm {
 		c.emulate(d)
 	}
-	return Description{XML: d.String(), Notes: c.notes, Hardware: hardware(d, c.keys)}, nil
+	return Description{XML: d.String(), Notes: c.notes, Targets: c.targets(), Hardware: hardware(d, c.keys)}, nil
 }
 
 func (c *carrier) usual() *node {
