@@ -156,6 +156,11 @@ func (c *check) boot(ctx context.Context, timeout time.Duration) (boot instant.B
 	if err != nil {
 		return boot, hypervisorError(err)
 	}
+	if err := s.failed.any(); err != nil && boot.Failure != "" {
+		why := AsError(userError(err))
+		return boot, &Error{Code: why.Code, Err: err, Hint: why.Hint,
+			Msg: fmt.Sprintf("Nothing is known of point %s: a request to its disks failed while it was checked. %s", c.result.Point, sentence(why.Error()))}
+	}
 	c.judge(boot)
 	return boot, nil
 }
@@ -229,7 +234,19 @@ func (a *Appliance) LastCheck(ctx context.Context, vm, point string) (BootCheck,
 // CheckScreen returns the picture of the screen, as PNG, at the end of the last
 // check of a point.
 func (a *Appliance) CheckScreen(ctx context.Context, vm, point string) ([]byte, error) {
+	last, err := a.LastCheck(ctx, vm, point)
+	if err != nil {
+		return nil, err
+	}
+	if !last.Screen { // there may be one of an earlier check
+		return nil, noScreen(repository.ErrNoNote, last.Name, last.Point)
+	}
 	return a.checkNote(ctx, vm, point, screenNote)
+}
+
+func noScreen(err error, vm, point string) error {
+	return &Error{Code: CodeNotFound, Err: err, Msg: fmt.Sprintf("There is no picture of the screen of point %s.", point),
+		Hint: fmt.Sprintf("See why: sendense-control check %s %s --last", vm, point)}
 }
 
 func (a *Appliance) checkNote(ctx context.Context, vm, point, name string) ([]byte, error) {
@@ -239,8 +256,7 @@ func (a *Appliance) checkNote(ctx context.Context, vm, point, name string) ([]by
 	}
 	b, err := a.repo.Note(ctx, p.VM, p.ID, name)
 	if errors.Is(err, repository.ErrNoNote) && name == screenNote {
-		return nil, &Error{Code: CodeNotFound, Err: err, Msg: fmt.Sprintf("There is no picture of the screen of point %s.", p.ID),
-			Hint: fmt.Sprintf("See why: sendense-control check %s %s --last", p.Name, p.ID)}
+		return nil, noScreen(err, p.Name, string(p.ID))
 	}
 	if errors.Is(err, repository.ErrNoNote) {
 		return nil, &Error{Code: CodeNotFound, Err: err, Msg: fmt.Sprintf("Point %s has not been checked.", p.ID),

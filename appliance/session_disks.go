@@ -238,6 +238,14 @@ func (f *failures) recent() error {
 	return nil
 }
 
+// any returns the last failure, however long ago.
+func (f *failures) any() error {
+	if x := f.last.Load(); x != nil {
+		return x.err
+	}
+	return nil
+}
+
 // room refuses what does not fit into the quota any more.
 func (s *session) room(int64) error {
 	s.mu.Lock()

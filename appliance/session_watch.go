@@ -15,6 +15,10 @@ const (
 	lookAtMost = 2 * time.Second
 )
 
+// abandonTime is how long a machine may take to be stopped before that is left to
+// the session's watcher.
+const abandonTime = 10 * time.Second
+
 // beginWatch has somebody look after the session: its machine goes on whenever it
 // paused because its disks were not there for a while, and what could not be brought
 // to an end before is. The caller holds s.busy.
@@ -215,7 +219,8 @@ func (w *watcher) serve(ctx context.Context) (ok bool) {
 // stopped now that is done as soon as it can be, also by another process. The caller
 // holds s.busy.
 func (a *Appliance) abandon(ctx context.Context, s *session) error {
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
+	defer cancel()
 	err := a.discard(ctx, s, false)
 	if err == nil {
 		return nil

@@ -132,7 +132,7 @@ func TestACheckThatIsCancelledOrLosesItsApplianceLeavesNothing(t *testing.T) {
 	begin := func() *clitest.Process {
 		p := clitest.Start(t, program, append([]string{"check", "web1", "--connect", g.host.URI()}, g.Via()...)...)
 		clitest.Until(t, "its machine runs", func() bool {
-			all := clitest.Decode[[]appliance.Session](t, g.Control(g.Via(), "session list --json"))
+			all := g.sessions(t)
 			return len(all) == 1 && all[0].Machine != nil && all[0].State == appliance.SessionRunning
 		})
 		return p
@@ -147,10 +147,42 @@ func TestACheckThatIsCancelledOrLosesItsApplianceLeavesNothing(t *testing.T) {
 	g.daemon.Kill()
 	p.Wait()
 	g.daemon = g.Daemon()
-	clitest.Until(t, "the session has ended", func() bool { return g.Control(g.Via(), "session list --json").Stdout == "[]\n" })
+	clitest.Until(t, "the session has ended", func() bool { return len(g.sessions(t)) == 0 })
 	g.wantNoSession(t)
 	g.wantNoMachine(t)
 	clitest.Refused(t, g.Control(g.Via(), "check web1 --last"), 3, "has not been checked")
+}
+
+// That a hypervisor does not answer says nothing of a point.
+func TestACheckThatLosesItsHypervisorIsNone(t *testing.T) {
+	g := newGuestSite(t)
+	p := clitest.Start(t, program, append([]string{"check", "web1", "--connect", g.host.URI()}, g.Via()...)...)
+	clitest.Until(t, "its machine runs", func() bool {
+		all := g.sessions(t)
+		return len(all) == 1 && all[0].Machine != nil && all[0].State == appliance.SessionRunning
+	})
+	vm, err := g.host.Find(g.sessions(t)[0].Machine.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = vm.Conn.Disconnect() }()
+	clitest.Until(t, "it is watched", func() bool {
+		paused, err := vm.Paused()
+		return err == nil && !paused
+	})
+	goOn := g.stall(t)
+	clitest.Refused(t, p.Wait(), 6, "does not answer")
+	clitest.Refused(t, g.Control(g.Via(), "check web1 --last"), 3, "has not been checked")
+	all := g.sessions(t)
+	if len(all) != 1 || all[0].State != appliance.SessionUnknown || !strings.Contains(all[0].Problem, "ends as soon as") {
+		t.Errorf("sessions: got %+v, want one that ends once it can", all)
+	}
+	g.daemon.Kill()
+	g.daemon = g.Daemon()
+	goOn()
+	clitest.Until(t, "the session has ended", func() bool { return len(g.sessions(t)) == 0 })
+	g.wantNoSession(t)
+	g.wantNoMachine(t)
 }
 
 // wantNoMachine checks that no machine runs on the host.

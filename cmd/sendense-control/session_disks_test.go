@@ -216,3 +216,51 @@ func TestARecordThatCannotBeReadKeepsThePoints(t *testing.T) {
 	s.Good(s.Control(s.Via(), "delete web1 latest"))
 	s.Good(s.Control(s.Via(), "session show "+good.ID))
 }
+
+// After a failure to make something durable nobody knows what is on disk. The log of
+// what was answered since knows what has to be.
+func TestASessionGoesOnAfterAFailedSync(t *testing.T) {
+	requires.Root(t)
+	requires.Tool(t, "qemu-io", "mkfs.ext4", "mount")
+	if err := otherPrograms(); err != nil {
+		t.Fatal(err)
+	}
+	s := clitest.NewSite(t, filepath.Dir(program))
+	for _, dir := range []string{s.Path("thin"), s.Repo} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A file system that believes to have room which is not there.
+	clitest.Tool(t, "mount", "-t", "tmpfs", "-o", "size=24m", "sendense-test", s.Path("thin"))
+	t.Cleanup(func() { clitest.Tool(t, "umount", s.Path("thin")) })
+	clitest.Tool(t, "truncate", "-s", "512M", s.Path("thin/fs"))
+	clitest.Tool(t, "mkfs.ext4", "-q", "-O", "^has_journal", s.Path("thin/fs"))
+	clitest.Tool(t, "mount", "-o", "loop,errors=continue", s.Path("thin/fs"), s.Repo)
+	t.Cleanup(func() { clitest.Tool(t, "umount", s.Repo) })
+	if err := os.WriteFile(s.Path("disk.raw"), make([]byte, 32<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	daemon := s.Daemon()
+	t.Cleanup(func() { daemon.Signal(15) })
+	s.Good(s.Backup(s.Via(), s.Path("disk.raw")))
+	x := clitest.Decode[appliance.Session](t, s.Control(s.Via(), "boot web1 latest --disks-only --json"))
+	io := func(commands ...string) clitest.Ran {
+		args := []string{"-f", "raw"}
+		for _, c := range commands {
+			args = append(args, "-c", c)
+		}
+		return clitest.Run(t, "qemu-io", append(args, x.Disks[0].URI)...)
+	}
+	s.Good(io("write -P 1 0 1M", "flush"))
+	s.Good(io("write -P 2 1M 15M", "write -P 3 16M 16M", "write -P 4 512k 1M", "quit"))
+	if r := io("flush"); r.Code == 0 {
+		t.Fatalf("flush where there is no room: got %+v, want it to fail", r)
+	}
+	clitest.Tool(t, "mount", "-o", "remount,size=400m", s.Path("thin"))
+	clitest.Until(t, "the session takes writes again", func() bool { return io("write -P 5 31M 1M", "flush").Code == 0 })
+	r := s.Good(io("read -P 1 0 512k", "read -P 4 512k 1M", "read -P 2 1536k 14848k", "read -P 3 16M 15M", "read -P 5 31M 1M"))
+	if strings.Contains(r.Stdout+r.Stderr, "failed") {
+		t.Errorf("disk after a failed sync: got %s, want what was written", r.Stdout)
+	}
+}

@@ -87,6 +87,12 @@ func (g *guestSite) session(t *testing.T, id string) appliance.Session {
 	return clitest.Decode[appliance.Session](t, g.Control(g.Via(), "session show --json "+id))
 }
 
+// sessions returns all sessions as they are now.
+func (g *guestSite) sessions(t *testing.T) []appliance.Session {
+	t.Helper()
+	return clitest.Decode[[]appliance.Session](t, g.Control(g.Via(), "session list --json"))
+}
+
 // small makes a folder with room for so many MiB.
 func (g *guestSite) small(t *testing.T, path string, mib int) {
 	t.Helper()

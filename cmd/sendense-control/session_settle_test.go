@@ -121,7 +121,7 @@ func TestAMachineThatHasMovedStaysWhenItsApplianceIsKilled(t *testing.T) {
 		x.Migration = &appliance.SessionMigration{Paths: map[string]string{"vda": copied}, Switching: true}
 	})
 	g.daemon = g.Daemon()
-	clitest.Until(t, "the session has ended", func() bool { return g.Control(g.Via(), "session list --json").Stdout == "[]\n" })
+	clitest.Until(t, "the session has ended", func() bool { return len(g.sessions(t)) == 0 })
 	g.wantNoSession(t)
 	guesttest.Exec(t, vm, "cat /srv/mark")
 	if persistent, err := vm.Conn.DomainIsPersistent(vm.Domain); err != nil || persistent != 1 {
@@ -138,7 +138,7 @@ func TestAMachineThatHasMovedStaysWhenItsApplianceIsKilled(t *testing.T) {
 	}
 }
 
-// stall has libvirtd take connections and answer nothing, until go on is called.
+// stall has libvirtd take connections and answer nothing, until goOn is called.
 func (g *guestSite) stall(t *testing.T) (goOn func()) {
 	t.Helper()
 	out := clitest.Tool(t, "pgrep", "-P", strconv.Itoa(g.host.PID()), "libvirtd")

@@ -49,6 +49,7 @@ type GuestFileSystem struct {
 // How a boot is looked at.
 const (
 	bootLookEvery = 200 * time.Millisecond
+	bootLookTime  = 15 * time.Second // that one look may take
 	// agentGrace is how long a guest that asks who is there is given until its agent
 	// answers, too.
 	agentGrace = 10 * time.Second
@@ -86,7 +87,9 @@ func WatchBoot(ctx context.Context, uri, uuid string, now func() time.Time) (b B
 		return b, fmt.Errorf("let the machine run: %w", err)
 	}
 	w := &bootWatch{h: h, uuid: uuid, log: log, now: now, began: now()}
-	w.until(ctx)
+	if err := w.until(ctx); err != nil {
+		return b, err
+	}
 	// What there is to see is looked at even if the time is up.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
@@ -110,20 +113,28 @@ type bootWatch struct {
 	died  time.Duration // when it printed that it will not boot
 }
 
-// until looks at the machine until it is known how its boot ends.
-func (w *bootWatch) until(ctx context.Context) {
-	for !w.look(ctx) {
+// until looks at the machine until it is known how its boot ends. A look that has
+// begun is brought to its end: the connection would go with it.
+func (w *bootWatch) until(ctx context.Context) error {
+	for {
+		look, cancel := context.WithTimeout(context.WithoutCancel(ctx), bootLookTime)
+		over, err := w.look(look)
+		cancel()
+		if over || err != nil {
+			return err
+		}
 		select {
 		case <-ctx.Done():
 			w.boot.Failure = "it was neither up nor had it failed when the time was up"
-			return
+			return nil
 		case <-time.After(bootLookEvery):
 		}
 	}
 }
 
-// look looks at the machine once and reports whether its boot is over.
-func (w *bootWatch) look(ctx context.Context) bool {
+// look looks at the machine once and reports whether its boot is over. That the
+// hypervisor does not answer says nothing of that.
+func (w *bootWatch) look(ctx context.Context) (over bool, err error) {
 	now := w.now().Sub(w.began)
 	stage, death := w.log.Stage()
 	w.boot.Stage = stage
@@ -131,28 +142,27 @@ func (w *bootWatch) look(ctx context.Context) bool {
 		w.boot.Login = now
 	}
 	switch state, err := w.h.State(ctx, w.uuid); {
-	case errors.Is(err, ErrUnreachable) && ctx.Err() == nil:
-		w.boot.Failure = err.Error()
-		return true
+	case errors.Is(err, ErrUnreachable):
+		return false, err
 	case err == nil && state == Stopped:
 		w.boot.Failure = "the machine ended"
 		if death != "" {
 			w.boot.Failure = death + ", and the machine ended"
 		}
-		return true
+		return true, nil
 	}
 	if open, err := w.h.HasAgent(ctx, w.uuid); err == nil && open && w.h.Agent(ctx, w.uuid, "guest-ping", nil, nil) == nil {
 		w.boot.Agent, w.boot.Stage, w.boot.Failure = w.now().Sub(w.began), StageAgent, ""
-		return true
+		return true, nil
 	}
 	if death != "" {
 		if w.died == 0 {
 			w.died = now
 		}
 		w.boot.Failure = death
-		return now-w.died > deathGrace
+		return now-w.died > deathGrace, nil
 	}
-	return w.boot.Login > 0 && now-w.boot.Login > agentGrace
+	return w.boot.Login > 0 && now-w.boot.Login > agentGrace, nil
 }
 
 // guest asks the agent what there is to know. What it does not tell is noted.

@@ -178,7 +178,26 @@ func TestTransientMachinePausesAtErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	has(t, "XML", d.XML, []string{"error_policy='stop'", "<source protocol='nbd' name='disk-0'>", "<on_poweroff>destroy</on_poweroff>", "<on_crash>destroy</on_crash>",
-		"logical_block_size='4096'", "Skylake-Client", "<link state='down'/>"}, []string{"<source network", "<source bridge", "metadata", "iotune", "/usr/libexec"})
+		"logical_block_size='4096'", "Skylake-Client", "<link state='down'/>"}, []string{"<source network", "<source bridge", "metadata", "iotune", "/usr/libexec", "<mtu", "<coalesce"})
+	if d.Targets["vda"] != "vda" || d.Targets["sda"] != "sda" {
+		t.Errorf("targets: got %v, want those of the definition", d.Targets)
+	}
+	s.Captured = machine.Captured{}
+	s.Disks[0].Key = "data"
+	if d, err = machine.Transient(s, true); err != nil || d.Targets["data"] != "sda" || d.Targets["sda"] != "sdb" {
+		t.Errorf("targets of a machine of the usual kind: got %v (%v), want data as sda and sda as sdb", d.Targets, err)
+	}
+}
+
+func TestASettledMachineIsAsUsual(t *testing.T) {
+	place := machine.Place{Path: "/dev/vg/a", Format: "raw", Device: true, Size: 4096}
+	running := "<domain><devices>" + strings.Replace(place.XML(), "<driver ", "<driver error_policy='stop' rerror_policy='stop' ", 1) + "</devices></domain>"
+	has(t, "running", running, []string{"<source dev='/dev/vg/a'><slices><slice type='storage' offset='0' size='4096'/></slices></source>"}, nil)
+	text, err := machine.Settled(running)
+	if err != nil {
+		t.Fatal(err)
+	}
+	has(t, "settled", text, []string{"<source dev='/dev/vg/a'/>"}, []string{"slice", "policy"})
 }
 
 func FuzzLasting(f *testing.F) {
