@@ -105,6 +105,8 @@ type SessionMachine struct {
 	MachineSpec
 	UUID        string `json:"uuid"`
 	Accelerated bool   `json:"accelerated"` // by KVM; else it is emulated
+	// Variables is the file of its firmware's variables, which goes with the session.
+	Variables string `json:"variables,omitempty"`
 	// Consoles are URIs of screens and paths of serial ports, as of its start.
 	Consoles []string `json:"consoles,omitempty"`
 }

@@ -111,6 +111,9 @@ func (a *Appliance) conclude(s *session) error {
 	if err := s.close(); err != nil {
 		a.log.Warn("session did not close", "session", s.doc.ID, "err", err)
 	}
+	if !s.moved() { // else they go on with the machine
+		a.removeVariables(s.doc.Machine)
+	}
 	a.forget(s)
 	a.log.Info("session ended", "session", s.doc.ID, "elsewhere", s.copies())
 	if err := os.RemoveAll(a.sessionDir(s.doc.ID)); err != nil { // the next start does

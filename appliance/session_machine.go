@@ -61,9 +61,11 @@ func (a *Appliance) StartSession(ctx context.Context, id string, r SessionStart)
 	}
 	s.endWatch()
 	defer a.beginWatch(s)
+	before := s.doc.Machine
 	if err := a.startMachine(ctx, s, spec, point); err != nil {
 		return Session{}, err
 	}
+	a.removeVariables(before)
 	x := s.view()
 	for _, path := range copies {
 		x.Notes = append(x.Notes, fmt.Sprintf("%s is needed no more by the session, and is still there.", path))
@@ -181,7 +183,7 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 	// First the record: whatever happens now, the machine is known.
 	s.mu.Lock()
 	before, machine := s.doc, s.machine
-	s.doc.Machine, s.doc.Disks, s.doc.Notes = &SessionMachine{MachineSpec: spec, UUID: m.UUID}, disks, nil
+	s.doc.Machine, s.doc.Disks, s.doc.Notes = &SessionMachine{MachineSpec: spec, UUID: m.UUID, Variables: described.Variables}, disks, nil
 	s.machine = instant.Stopped
 	doc := s.doc
 	s.mu.Unlock()
@@ -202,6 +204,17 @@ func (a *Appliance) startMachine(ctx context.Context, s *session, spec MachineSp
 	}
 	a.log.Info("machine of session started", "session", s.doc.ID, "machine", spec.Name)
 	return nil
+}
+
+// removeVariables removes what a machine that has ended kept its firmware's variables
+// in. They are fresh with each start.
+func (a *Appliance) removeVariables(m *SessionMachine) {
+	if m == nil || m.Variables == "" {
+		return
+	}
+	if err := os.Remove(m.Variables); err != nil && !errors.Is(err, os.ErrNotExist) {
+		a.log.Warn("variables of a machine that has ended were not removed", "path", m.Variables, "err", err)
+	}
 }
 
 // restore takes back what was changed of the session's machine.

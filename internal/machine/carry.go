@@ -70,6 +70,16 @@ func (c *carrier) domain(d *node) {
 		for _, name := range []string{"on_poweroff", "on_crash"} {
 			d.put(name, "destroy")
 		}
+		c.variables(d.child("os"))
+	}
+}
+
+// variables gives the variables of a machine's firmware, if it has any, a file that
+// is nobody else's: libvirt would take one that another machine of the name left.
+func (c *carrier) variables(os *node) {
+	if os.child("nvram") != nil || os.attr("firmware") == "efi" {
+		c.vars = "/var/lib/libvirt/qemu/nvram/" + c.spec.UUID + "_VARS.fd"
+		os.put("nvram", c.vars)
 	}
 }
 

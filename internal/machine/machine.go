@@ -58,6 +58,9 @@ type Description struct {
 	Notes []string
 	// Targets are the names that the disks have in the machine, by their keys.
 	Targets map[string]string
+	// Variables is the file of the firmware's variables of a machine that runs for a
+	// while: it stays when that ends. Empty: there is none.
+	Variables string
 	// Idle are networks that the machine needs and that are not active.
 	Idle []string
 	// Hardware is what the guest meets, Before what it met when it was captured; nil
@@ -94,6 +97,7 @@ type carrier struct {
 
 	notes []string
 	idle  []string
+	vars  string
 	keys  map[string]string // of disks, by the name of their target
 }
 
@@ -129,7 +133,7 @@ func (c *carrier) describe() (Description, error) {
 	if d.attr("type") == "kvm" && !c.kvm {
 		c.emulate(d)
 	}
-	return Description{XML: d.String(), Notes: c.notes, Targets: c.targets(), Idle: c.idle, Hardware: hardware(d, c.keys), Before: &before}, nil
+	return Description{XML: d.String(), Notes: c.notes, Targets: c.targets(), Variables: c.vars, Idle: c.idle, Hardware: hardware(d, c.keys), Before: &before}, nil
 }
 
 // targets returns the names of disks by their keys.
