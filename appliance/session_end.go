@@ -115,7 +115,7 @@ func (a *Appliance) conclude(s *session) error {
 		a.removeVariables(s.doc.Machine)
 	}
 	a.forget(s)
-	a.log.Info("session ended", "session", s.doc.ID, "elsewhere", s.copies())
+	a.log.Info("session ended", "session", s.doc.ID, "elsewhere", s.doc.Copies())
 	if err := os.RemoveAll(a.sessionDir(s.doc.ID)); err != nil { // the next start does
 		a.log.Warn("what is left of a session cannot be removed", "session", s.doc.ID, "err", err)
 	}

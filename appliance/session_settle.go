@@ -67,7 +67,7 @@ func (a *Appliance) settleMigration(ctx context.Context, h *instant.Hypervisor, 
 	}
 	if state == instant.Stopped && x.Switching && !s.moved() {
 		return fmt.Errorf("%w: what it wrote last is either in the session or in %s; look at both. To go on from the session: sendense-control session start %s --from-session",
-			errSplit, strings.Join(s.copies(), ", "), s.doc.ID)
+			errSplit, strings.Join(s.doc.Copies(), ", "), s.doc.ID)
 	}
 	var errs []error
 	for _, d := range s.doc.Disks {
@@ -112,7 +112,7 @@ func (a *Appliance) finishMove(ctx context.Context, h *instant.Hypervisor, s *se
 	err := h.Keep(ctx, s.doc.Machine.UUID)
 	if errors.Is(err, instant.ErrGone) {
 		return fmt.Errorf("its machine ended before libvirt kept its description; make another of its disks, which are in %s, and then: sendense-control session discard %s",
-			strings.Join(s.copies(), ", "), s.doc.ID)
+			strings.Join(s.doc.Copies(), ", "), s.doc.ID)
 	}
 	if err != nil {
 		return notKept(err)
@@ -124,16 +124,16 @@ func notKept(err error) error {
 	return fmt.Errorf("its machine runs from its new disks, but libvirt does not keep its description: %w", err)
 }
 
-// copies returns where disks of the session are besides the session, or may be.
-func (s *session) copies() []string {
+// Copies returns where disks of the session are besides the session, or may be.
+func (s *Session) Copies() []string {
 	found := map[string]bool{}
-	for _, d := range s.doc.Disks {
+	for _, d := range s.Disks {
 		if d.Moved != "" {
 			found[d.Moved] = true
 		}
 	}
-	if s.doc.Migration != nil {
-		for _, path := range s.doc.Migration.Paths {
+	if s.Migration != nil {
+		for _, path := range s.Migration.Paths {
 			found[path] = true
 		}
 	}
@@ -144,10 +144,10 @@ func (s *session) copies() []string {
 // elsewhere, and returns those. The caller holds s.busy, and the machine has ended.
 func (a *Appliance) giveUpCopies(s *session) ([]string, error) {
 	if s.moved() {
-		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("All disks of session %s are in %s.", s.doc.ID, strings.Join(s.copies(), ", ")),
+		return nil, &Error{Code: CodeInvalid, Msg: fmt.Sprintf("All disks of session %s are in %s.", s.doc.ID, strings.Join(s.doc.Copies(), ", ")),
 			Hint: "Make a machine of those; the session ends with: sendense-control session discard " + s.doc.ID}
 	}
-	copies := s.copies()
+	copies := s.doc.Copies()
 	s.mu.Lock()
 	disks := slices.Clone(s.doc.Disks)
 	for i := range disks {

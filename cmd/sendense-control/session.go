@@ -220,10 +220,19 @@ func (s service) sessionDiscard() *cobra.Command {
 	c := &cobra.Command{Use: "discard ID", Short: "Stop a session's machine at once and throw away what was written", Args: cli.Args(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return s.with(c, true, func(conn *host.Connection) error {
+				x, err := conn.Session(c.Context(), args[0])
+				if err != nil {
+					return err
+				}
 				if err := conn.Discard(c.Context(), args[0], end); err != nil {
 					return err
 				}
-				return s.Print(c, map[string]string{"discarded": args[0]}, func(w io.Writer) { fmt.Fprintln(w, "discarded", args[0]) })
+				return s.Print(c, map[string]string{"discarded": args[0]}, func(w io.Writer) {
+					fmt.Fprintln(w, "discarded", args[0])
+					for _, path := range x.Copies() {
+						fmt.Fprintln(w, "still there:", path)
+					}
+				})
 			})
 		}}
 	c.Flags().BoolVar(&end.Force, "force", false, "also if the hypervisor does not answer, or disks are elsewhere, which stay there")

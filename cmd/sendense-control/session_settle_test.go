@@ -94,7 +94,21 @@ func TestAMachineThatDiedOverAMigrationIsLeftToSomebodyToDecide(t *testing.T) {
 	if x = g.session(t, x.ID); x.Migration != nil {
 		t.Errorf("migration: got %+v, want none", x.Migration)
 	}
-	g.Good(g.Control(g.Via(), "session discard "+x.ID))
+	g.daemon.Kill()
+	g.record(t, x.ID, func(x *appliance.Session) {
+		x.Migration = &appliance.SessionMigration{Paths: map[string]string{"vda": copied}, Switching: true}
+	})
+	if err := vm.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	g.daemon = g.Daemon()
+	g.is(t, x.ID, appliance.SessionBroken)
+	if r := g.Good(g.Control(g.Via(), "session discard --force "+x.ID)); !strings.Contains(r.Stdout, copied) {
+		t.Errorf("session discard: got %q, want what it left", r.Stdout)
+	}
+	if _, err := os.Stat(copied); err != nil {
+		t.Errorf("copy: got %v, want it still there", err)
+	}
 	g.wantNoSession(t)
 }
 
