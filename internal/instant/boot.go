@@ -49,7 +49,7 @@ type GuestFileSystem struct {
 // How a boot is looked at.
 const (
 	bootLookEvery = 200 * time.Millisecond
-	bootLookTime  = 15 * time.Second // that one look may take
+	bootLookTime  = 15 * time.Second // that one look may take, and what comes before the first
 	// agentGrace is how long a guest that asks who is there is given until its agent
 	// answers, too.
 	agentGrace = 10 * time.Second
@@ -61,12 +61,14 @@ const (
 // it is up, has failed, or ctx is done, which is a failure like others. The error
 // is for what kept it from looking.
 func WatchBoot(ctx context.Context, uri, uuid string, now func() time.Time) (b Boot, err error) {
-	h, err := Dial(ctx, uri)
+	begin, begun := context.WithTimeout(ctx, bootLookTime)
+	defer begun()
+	h, err := Dial(begin, uri)
 	if err != nil {
 		return b, err
 	}
 	defer h.Close()
-	ear, err := Dial(ctx, uri)
+	ear, err := Dial(begin, uri)
 	if err != nil {
 		return b, err
 	}
@@ -83,7 +85,7 @@ func WatchBoot(ctx context.Context, uri, uuid string, now func() time.Time) (b B
 			b.ConsoleErr = fmt.Errorf("listen to the console: %w", earErr)
 		}
 	}()
-	if err := h.Resume(ctx, uuid); err != nil {
+	if err := h.Resume(begin, uuid); err != nil {
 		return b, fmt.Errorf("let the machine run: %w", err)
 	}
 	w := &bootWatch{h: h, uuid: uuid, log: log, now: now, began: now()}
