@@ -165,7 +165,7 @@ func TestACheckThatLosesItsHypervisorIsNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = vm.Conn.Disconnect() }()
+	t.Cleanup(func() { _ = vm.Conn.Disconnect() }) // once the hypervisor answers again
 	clitest.Until(t, "it is watched", func() bool {
 		paused, err := vm.Paused()
 		return err == nil && !paused
