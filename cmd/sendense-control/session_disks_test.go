@@ -183,9 +183,6 @@ func TestAWritableMountIsScratch(t *testing.T) {
 
 // As long as a record cannot be read nobody knows which point its session needs.
 func TestARecordThatCannotBeReadKeepsThePoints(t *testing.T) {
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	s := clitest.NewSite(t, filepath.Dir(program))
 	if err := os.WriteFile(s.Path("disk.raw"), bytes.Repeat([]byte("sendense"), 1<<18), 0o600); err != nil {
 		t.Fatal(err)
@@ -222,9 +219,6 @@ func TestARecordThatCannotBeReadKeepsThePoints(t *testing.T) {
 func TestASessionGoesOnAfterAFailedSync(t *testing.T) {
 	requires.Root(t)
 	requires.Tool(t, "qemu-io", "mkfs.ext4", "mount")
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	s := clitest.NewSite(t, filepath.Dir(program))
 	for _, dir := range []string{s.Path("thin"), s.Repo} {
 		if err := os.Mkdir(dir, 0o700); err != nil {

@@ -45,9 +45,6 @@ func (g *guestSite) pool(t *testing.T, name, dir string, start bool) {
 // there than in the point.
 func TestASessionMovesToAStoragePool(t *testing.T) {
 	requires.Tool(t, "qemu-img")
-	if err := otherPrograms(); err != nil {
-		t.Fatal(err)
-	}
 	g := &guestSite{Site: clitest.NewSite(t, filepath.Dir(program)), host: guesttest.Host(t, "storage")}
 	if err := os.WriteFile(g.Path("disk.raw"), bytes.Repeat([]byte("sendense"), 1<<20), 0o600); err != nil {
 		t.Fatal(err)

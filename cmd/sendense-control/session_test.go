@@ -219,7 +219,7 @@ func TestADiskThatIsFullPausesTheMachine(t *testing.T) {
 	if x = g.session(t, x.ID); x.State != appliance.SessionNoSpace || !strings.Contains(x.Problem, "no space") {
 		t.Errorf("session: got %s, %q, want that nothing is free", x.State, x.Problem)
 	}
-	fill(t, g.Repo)
+	fstest.Exhaust(t, g.Repo)
 	g.daemon.Kill() // and what it had told is in a log, which takes room to be done again
 	g.daemon = g.Daemon()
 	g.is(t, x.ID, appliance.SessionNoSpace)
