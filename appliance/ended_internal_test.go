@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/sendense/sendense/internal/machine"
+	"github.com/sendense/sendense/internal/restore"
 )
 
 func TestWhatAJobLeavesIsToldHoweverItEnded(t *testing.T) {
@@ -19,6 +20,7 @@ func TestWhatAJobLeavesIsToldHoweverItEnded(t *testing.T) {
 		{"nothing is left", fmt.Errorf("read: %w", context.Canceled), ""},
 		{"an error that follows from that", errors.New("connection is closed"), ""},
 		{"a machine that may be there", restoreError(errors.Join(fmt.Errorf("%w: remove machine web2: %w", machine.ErrRemains, context.Canceled))), "web2"},
+		{"devices that were written in part", restoreError(&restore.PartialError{Paths: []string{"/dev/x"}, Err: context.Canceled}), "/dev/x"},
 		{"a migration that is not settled", remains{&Error{Code: CodeInternal, Msg: "It could not be settled.", Hint: "Wait."}}, "not be settled"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

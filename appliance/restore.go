@@ -223,7 +223,7 @@ func restoreError(err error) error {
 		e := *AsError(restoreError(partial.Err))
 		e.Msg = fmt.Sprintf("%s %s: what is there now is neither what was nor the point.", sentence(e.Error()), strings.Join(partial.Paths, ", "))
 		e.Hint = strings.TrimSpace(e.Hint + " Run the restore again; with --delta it writes only what is not yet as it should be.")
-		return &e
+		return remains{&e}
 	case errors.Is(err, machine.ErrRemains):
 		return &Error{Code: CodeInternal, Msg: sentence(err.Error()), Err: err,
 			Hint: "Its disks were left for it. Once libvirt answers, see whether it is there: virsh list --all"}
