@@ -114,7 +114,6 @@ func Mount(dir string, root Dir, opts Options) (*Server, error) {
 		show.close()
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
-	show.files.server = s.fuse
 	s.readAhead()
 	return s, nil
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sendense/sendense/block"
-	"golang.org/x/sys/unix"
 )
 
 // file is a file that was opened: all who have it open share one content.
@@ -20,7 +19,6 @@ type file struct {
 
 	users   int
 	closing *time.Timer // runs from when the last user went; nil while there are some
-	backing int32       // by which the kernel calls the file behind the content; 0: none
 
 	open atomic.Pointer[content] // nil while it is closed; set in turn
 }
@@ -38,7 +36,6 @@ type files struct {
 	linger   time.Duration // for which a content stays open without users
 	writable bool          // the mount is
 	once     *once
-	server   *fuse.Server // set before the first request
 
 	mu   sync.Mutex // guards the field below
 	open map[*file]struct{}
@@ -56,32 +53,31 @@ func (fl *files) of(n *node) *file {
 	return f
 }
 
-// use opens f for one more user, who has to release it. backing is by which the
-// kernel calls the file behind it, 0 if there is none.
-func (fl *files) use(ctx context.Context, f *file, tree File, write bool) (backing int32, err error) {
+// use opens f for one more user, who has to release it.
+func (fl *files) use(ctx context.Context, f *file, tree File, write bool) error {
 	select {
 	case f.turn <- struct{}{}:
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		return ctx.Err()
 	}
 	defer func() { <-f.turn }()
 	if f.open.Load() == nil {
 		if err := fl.begin(ctx, f, tree); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	if write && !f.open.Load().writable {
 		if f.users == 0 {
 			fl.idle(f)
 		}
-		return 0, block.ErrReadOnly
+		return block.ErrReadOnly
 	}
 	if f.closing != nil {
 		f.closing.Stop()
 		f.closing = nil
 	}
 	f.users++
-	return f.backing, nil
+	return nil
 }
 
 // begin opens the content of f.
@@ -100,7 +96,6 @@ func (fl *files) begin(ctx context.Context, f *file, tree File) error {
 		return err
 	}
 	c.writable = fl.writable && block.Writable(opened)
-	f.backing = fl.register(c)
 	f.open.Store(c)
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
@@ -147,10 +142,6 @@ func (fl *files) shut(f *file) {
 	fl.mu.Lock()
 	delete(fl.open, f)
 	fl.mu.Unlock()
-	if f.backing != 0 {
-		_ = fl.server.UnregisterBackingFd(f.backing) // after the end of the mount there is nothing to take back
-		f.backing = 0
-	}
 	fl.end(f, c)
 }
 
@@ -178,38 +169,6 @@ func (fl *files) close() {
 	}
 }
 
-// register has the kernel read the file behind a content by itself; 0 if there is
-// none, or the kernel cannot, or does not let us.
-func (fl *files) register(c *content) int32 {
-	b, ok := c.Content.(Backed)
-	if !ok || c.writable {
-		return 0
-	}
-	behind, ok := b.Backing()
-	if !ok {
-		return 0
-	}
-	raw, err := behind.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	var id int32
-	err = raw.Control(func(fd uintptr) {
-		var st unix.Stat_t
-		if unix.Fstat(int(fd), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != c.size {
-			return
-		}
-		var no syscall.Errno
-		if id, no = fl.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(fd)}); no != 0 {
-			id = 0
-		}
-	})
-	if err != nil {
-		return 0
-	}
-	return id
-}
-
 // Open implements fuse.RawFileSystem. Since all who have a file open share its
 // content there is no handle.
 func (s *shower) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
@@ -221,14 +180,10 @@ func (s *shower) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 	c := newCall(cancel)
 	defer c.end()
 	write := in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY
-	backing, err := s.files.use(c, s.files.of(n), f, write)
-	if err != nil {
+	if err := s.files.use(c, s.files.of(n), f, write); err != nil {
 		return s.fail("open", n.path, err)
 	}
-	switch {
-	case backing != 0:
-		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH, backing
-	case !n.changing:
+	if !n.changing {
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.OK

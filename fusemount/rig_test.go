@@ -139,14 +139,6 @@ func (o *opened) Close() error {
 	return nil
 }
 
-// Backing implements fusemount.Backed for devices that say so.
-func (o *opened) Backing() (*os.File, bool) {
-	if b, ok := o.f.dev.(fusemount.Backed); ok {
-		return b.Backing()
-	}
-	return nil, false
-}
-
 // link is a symbolic link.
 type link struct {
 	thing

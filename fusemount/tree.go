@@ -5,8 +5,7 @@
 // nodes when they are asked for, so that what nobody looks at costs nothing; the
 // content of a file is opened when the file is, and closed a while after its last
 // user is gone. A content is a [block.Device]: what it can locate in files goes
-// from page cache to the kernel by splice, and what is a file as it is need not
-// pass through this process at all ([Backed]).
+// from page cache to the kernel by splice.
 //
 // The package works on Linux only. It knows nothing of formats, partitions,
 // backups or machines. It never follows a symbolic link of the tree, and no mount
@@ -16,7 +15,6 @@ package fusemount
 import (
 	"context"
 	"io/fs"
-	"os"
 	"time"
 
 	"github.com/sendense/sendense/block"
@@ -83,14 +81,6 @@ type Content interface {
 	block.Device
 	// Close is called once, when nothing uses the content any more.
 	Close() error
-}
-
-// Backed is implemented by contents that may be, byte by byte, a file.
-type Backed interface {
-	// Backing returns that file, which has the size of the content and stays open
-	// for as long as the content does. A kernel that can (Linux 6.9, with
-	// CAP_SYS_ADMIN) then reads the file without asking this process.
-	Backing() (f *os.File, ok bool)
 }
 
 // ID tells the nodes of a mount apart, and nodes with two names from two nodes.
