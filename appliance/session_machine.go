@@ -259,7 +259,7 @@ func hypervisorError(err error) error {
 		return &Error{Code: CodeUnreachable, Err: err, Msg: sentence(err.Error()), Hint: "Start libvirt, with: systemctl start libvirtd (or virtqemud)"}
 	}
 	return &Error{Code: CodeInternal, Err: err, Msg: sentence(err.Error()),
-		Hint: "See libvirt's log. With --disks-only the disks are served, for a machine of your own making."}
+		Hint: "See libvirt's log. For a machine of your own making, the disks are served by: sendense-control boot --disks-only"}
 }
 
 // lendSocket makes a socket belong to the user that machines run as.

@@ -18,10 +18,8 @@ import (
 )
 
 func (s service) session() *cobra.Command {
-	c := &cobra.Command{Use: "session", Short: "Machines that run from points: list, show, start, resume, keep, migrate, discard", Args: cli.Args(0, 0),
-		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	c.AddCommand(s.sessionList(), s.sessionShow(), s.sessionStart(), s.sessionResume(), s.sessionKeep(), s.sessionMigrate(), s.sessionDiscard())
-	return c
+	return cli.Group("session", "Machines that run from points: list, show, start, resume, keep, migrate, discard",
+		s.sessionList(), s.sessionShow(), s.sessionStart(), s.sessionResume(), s.sessionKeep(), s.sessionMigrate(), s.sessionDiscard())
 }
 
 func (s service) sessionList() *cobra.Command {
