@@ -139,7 +139,8 @@ func (a *Appliance) Versions(ctx context.Context, r FilesRequest) ([]FileVersion
 		case isLocked(err) && r.Keyring != "":
 			return nil, err // others would take as long to say the same
 		case !notThere(err):
-			v.Error, told = err.Error(), true
+			v.Error = err.Error()
+			told = told || AsError(err).Code != CodeInvalid // a path that makes no sense in any point
 		}
 		if n := len(list); n > 0 && sameVersion(list[n-1], v) {
 			list[n-1].Points = append(list[n-1].Points, v.Points...)

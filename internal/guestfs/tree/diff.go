@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -86,7 +87,7 @@ func (d *differ) pair(name string, a, b Node, kind fs.FileMode) error {
 	if same && kind == fs.ModeDir {
 		return d.dirs(name, a, b, true)
 	}
-	if same && kind != fs.ModeIrregular && !d.late(a, kind) {
+	if same && kind != fs.ModeIrregular && !d.suspect(a, kind) {
 		return nil
 	}
 	x, xErr := d.old.Stat(a)
@@ -129,6 +130,29 @@ func (d *differ) late(n Node, kind fs.FileMode) bool {
 	f, err := d.new.fsAt(n.FS)
 	_, ok := f.(fsys.Late)
 	return err == nil && ok
+}
+
+// suspect reports whether content of a file lies where the disks differ, though its
+// record says that it is what it was, which may come late.
+func (d *differ) suspect(n Node, kind fs.FileMode) bool {
+	if !d.late(n, kind) {
+		return false
+	}
+	for off := int64(0); ; {
+		exts, err := d.new.Extents(n, off, math.MaxInt64-off)
+		if err != nil {
+			return true
+		}
+		if len(exts) == 0 {
+			return false
+		}
+		for _, e := range exts {
+			if e.Kind == fsys.Data && d.dirty(e.Disk, e.At, e.Len) {
+				return true
+			}
+			off += e.Len
+		}
+	}
 }
 
 // rewritten reports whether the first size bytes of a file are others. Content that
@@ -239,7 +263,7 @@ func (d *differ) dirs(name string, a, b Node, same bool) error {
 	y, yErr := x, xErr
 	if same && xErr == nil {
 		x = slices.DeleteFunc(x, func(e Entry) bool {
-			return e.Type != fs.ModeDir && e.Type != fs.ModeIrregular && d.same(e.Node, e.Node) && !d.late(e.Node, e.Type)
+			return e.Type != fs.ModeDir && e.Type != fs.ModeIrregular && d.same(e.Node, e.Node) && !d.suspect(e.Node, e.Type)
 		})
 		y = x
 	} else {
