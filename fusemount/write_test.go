@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,10 +43,10 @@ func TestScratchContentTakesWrites(t *testing.T) {
 
 func TestScratchContentKeepsItsSize(t *testing.T) {
 	dev := blocktest.NewMemory(8192)
-	flushed := 0
+	var flushed atomic.Int32
 	faulty := blocktest.NewFaulty(dev, func(_ context.Context, op string, _, _ int64) error {
 		if op == "flush" {
-			flushed++
+			flushed.Add(1)
 		}
 		return nil
 	})
@@ -71,8 +72,8 @@ func TestScratchContentKeepsItsSize(t *testing.T) {
 	if st := lstat(t, path); st.Size != 8192 || st.Mtim != timespec(now) {
 		t.Errorf("after writing: got %d bytes of %v, want 8192 of %v", st.Size, st.Mtim, now)
 	}
-	if err := f.Sync(); err != nil || flushed != 1 {
-		t.Errorf("sync: got %v and %d flushes, want one", err, flushed)
+	if err := f.Sync(); err != nil || flushed.Load() != 1 {
+		t.Errorf("sync: got %v and %d flushes, want one", err, flushed.Load())
 	}
 	for _, c := range []struct {
 		name string
