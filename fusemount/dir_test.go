@@ -89,8 +89,8 @@ func TestAttributesAreAskedOnceWhereNamesAreAllThatAListingGives(t *testing.T) {
 // TestSeekingInDirectories is what xfstests generic/257 does: each entry is where
 // its position says, in any order.
 func TestSeekingInDirectories(t *testing.T) {
-	root, _ := many(500)
 	for _, changing := range []bool{false, true} { // and with it, whether the kernel keeps the listing
+		root, _ := many(500)
 		root.attr.Changing = changing
 		m := show(t, root, fusemount.Options{})
 		fd, err := unix.Open(m.dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
