@@ -23,9 +23,9 @@ type CopyState struct {
 // lookAgain is how long a copy that is being ended is left alone.
 const lookAgain = 100 * time.Millisecond
 
-// BeginCopy starts to copy a disk of a running machine, by the name it has there, to a
-// place, and keeps copying what the guest writes meanwhile. A file has to be empty or absent. limit is in
-// bytes of a second; 0: there is none.
+// BeginCopy starts to copy a disk of a running machine, by the name it has there, to
+// a place, and keeps copying what the guest writes meanwhile. A file has to be empty
+// or absent. limit is in bytes of a second; 0: there is none.
 func (h *Hypervisor) BeginCopy(ctx context.Context, uuid, disk string, to machine.Place, limit int64) error {
 	// Writes go to both places at once, so that the copy ends however much the guest
 	// writes.

@@ -49,6 +49,16 @@ func below(t *testing.T, content []byte) *image.Chain {
 	return c
 }
 
+// created makes the file of an overlay over a disk.
+func created(t *testing.T, c *image.Chain) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "disk-0.qcow2")
+	if err := instant.CreateOverlay(path, c.Size(), 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func overlay(t *testing.T, path string, backing block.Device, room func(int64) error) *instant.Overlay {
 	t.Helper()
 	o, err := instant.OpenOverlay(t.Context(), path, backing, room)
@@ -188,10 +198,7 @@ func TestWhatAKilledProcessWasToldIsWrittenIsThere(t *testing.T) {
 func TestALogOfAnotherBootIsThrownAway(t *testing.T) {
 	content := noise(2, mib)
 	c := below(t, content)
-	path := filepath.Join(t.TempDir(), "disk-0.qcow2")
-	if err := instant.CreateOverlay(path, c.Size(), 0, ""); err != nil {
-		t.Fatal(err)
-	}
+	path := created(t, c)
 	o := overlay(t, path, c, nil)
 	if err := o.WriteAt(t.Context(), noise(3, 4096), 0); err != nil {
 		t.Fatal(err)
@@ -222,10 +229,7 @@ func TestALogOfAnotherBootIsThrownAway(t *testing.T) {
 func TestADamagedLogIsReadUpToTheDamage(t *testing.T) {
 	content := noise(2, mib)
 	c := below(t, content)
-	path := filepath.Join(t.TempDir(), "disk-0.qcow2")
-	if err := instant.CreateOverlay(path, c.Size(), 0, ""); err != nil {
-		t.Fatal(err)
-	}
+	path := created(t, c)
 	o := overlay(t, path, c, nil)
 	for i := range int64(3) {
 		if err := o.WriteAt(t.Context(), noise(3, 4096), i*4096); err != nil {
@@ -240,10 +244,7 @@ func TestADamagedLogIsReadUpToTheDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for cut := 0; cut <= len(log); cut += 509 {
-		fresh := filepath.Join(t.TempDir(), "disk-0.qcow2")
-		if err := instant.CreateOverlay(fresh, c.Size(), 0, ""); err != nil {
-			t.Fatal(err)
-		}
+		fresh := created(t, c)
 		if err := os.WriteFile(fresh+".redo-1", log[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -263,10 +264,7 @@ func TestOverlayIsADevice(t *testing.T) {
 	blocktest.Run(t, func(t *testing.T) blocktest.Subject {
 		content := noise(4, 3*mib+512)
 		c := below(t, content)
-		path := filepath.Join(t.TempDir(), "disk-0.qcow2")
-		if err := instant.CreateOverlay(path, c.Size(), 0, ""); err != nil {
-			t.Fatal(err)
-		}
+		path := created(t, c)
 		o := overlay(t, path, c, nil)
 		t.Cleanup(func() { o.Close() })
 		return blocktest.Subject{Device: o, Content: content}
@@ -277,10 +275,7 @@ func TestOverlayIsADevice(t *testing.T) {
 func TestALogIsDoneAgainOverWhatCameLater(t *testing.T) {
 	content := noise(2, mib)
 	c := below(t, content)
-	path := filepath.Join(t.TempDir(), "disk-0.qcow2")
-	if err := instant.CreateOverlay(path, c.Size(), 0, ""); err != nil {
-		t.Fatal(err)
-	}
+	path := created(t, c)
 	o := overlay(t, path, c, nil)
 	if err := o.WriteZeroes(t.Context(), 0, mib/2, 0); err != nil {
 		t.Fatal(err)
